@@ -1,0 +1,187 @@
+r"""Megatron-LM's token files, byte for byte: PREFIX.bin beside PREFIX.idx.
+
+PREFIX.bin is every token one after another, without a header. PREFIX.idx, all little-endian:
+
+    magic            9 bytes          b"MMIDIDX\x00\x00"
+    version          uint64           1
+    dtype code       uint8            see DTYPES
+    sequence count   uint64           S
+    document count   uint64           D + 1
+    lengths          int32 [S]        tokens of each sequence
+    offsets          int64 [S]        where each begins in PREFIX.bin, in bytes
+    documents        int64 [D + 1]    document d is sequences documents[d] up to documents[d + 1]
+
+Source: megatron/core/datasets/indexed_dataset.py (core 0.20).
+"""
+
+import contextlib
+import os
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mlm_jax.errors import DataError
+
+MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {  # by their code in the header
+    code: np.dtype(name)
+    for code, name in enumerate(("u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"), start=1)
+}
+
+
+class IndexedDataset:
+    """A pair of token files: the index read and checked, the tokens mapped into memory.
+
+    prefix      what both paths begin with
+    dtype       of a token in the file
+    lengths     int32 [S]        tokens
+    offsets     int64 [S]        bytes
+    documents   int64 [D + 1]    sequences
+    n_tokens    of all sequences together; may be 0
+
+    Raises DataError for files that are missing, damaged or do not belong together.
+    """
+
+    def __init__(self, prefix: Path | str):
+        self.prefix = Path(prefix)
+        self.dtype, self.lengths, self.offsets, self.documents = read_index(file_of(prefix, "idx"))
+        self.n_tokens = int(self.lengths.sum(dtype=np.int64))
+        self._tokens = map_tokens(file_of(prefix, "bin"), self.dtype, self.n_tokens)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __reduce__(self):  # or pickle would send another process all tokens, not the path
+        return IndexedDataset, (self.prefix,)
+
+    def tokens(self, i: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Sequence i, or `length` of its tokens from `offset` on: a read-only view of the file."""
+        begin = self.offsets[i] // self.dtype.itemsize
+        sequence = self._tokens[begin : begin + self.lengths[i]]
+        return sequence[offset : None if length is None else offset + length]
+
+
+class IndexedWriter:
+    """Writes what IndexedDataset reads. Use it with `with`: the files appear, whole, at its end.
+
+    Until then they have temporary names beside the final ones; after an exception they are
+    removed, and what was there before stays.
+    """
+
+    def __init__(self, prefix: Path | str, dtype: np.dtype | type | str):
+        self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
+        if self.dtype not in DTYPES.values():
+            known = ", ".join(d.name for d in DTYPES.values())
+            raise DataError(f"{prefix}: the format has no code for {self.dtype}; it knows {known}")
+        self._lengths, self._documents = array("i"), array("q", [0])
+
+    def __enter__(self) -> "IndexedWriter":
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._bin = self._partial("bin").open("wb")
+        return self
+
+    def add_document(self, sequences: Sequence[ArrayLike]) -> None:
+        """A document of these sequences of tokens; of none, if it is empty."""
+        for sequence in map(np.asarray, sequences):
+            stored = sequence.astype(self.dtype)
+            if not np.array_equal(stored, sequence):
+                wrong = sequence[stored != sequence][0]
+                raise DataError(f"{self.prefix}: token {wrong} does not fit {self.dtype.name}")
+            self._bin.write(stored.tobytes())
+            self._lengths.append(len(stored))
+        self._documents.append(len(self._lengths))
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        try:
+            self._bin.close()
+            if exception_type is None:
+                self._write_index()
+                file_of(self.prefix, "idx").unlink(missing_ok=True)  # an old one fits no new .bin
+                for kind in ("bin", "idx"):
+                    self._partial(kind).rename(file_of(self.prefix, kind))
+        finally:
+            for kind in ("bin", "idx"):
+                self._partial(kind).unlink(missing_ok=True)
+
+    def _write_index(self) -> None:
+        lengths = np.asarray(self._lengths, "<i4")
+        documents = np.asarray(self._documents, "<i8")
+        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
+        with self._partial("idx").open("wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(documents)))
+            for part in (lengths, begins(lengths, self.dtype), documents):
+                file.write(part.tobytes())
+
+    def _partial(self, kind: str) -> Path:
+        return file_of(self.prefix, f"{kind}.partial-{os.getpid()}")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype Megatron-LM stores this vocabulary in: uint16 below 65500, else int32."""
+    return np.dtype("<u2" if vocab_size < 65500 else "<i4")
+
+
+def read_index(idx: Path) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:
+    with opened(idx) as file:
+        size = os.fstat(file.fileno()).st_size
+        require(size >= HEADER.size, idx, f"{size} bytes are too few for the header")
+        magic, version, code, n, d = HEADER.unpack(file.read(HEADER.size))
+        require(magic == MAGIC, idx, "it does not begin as the index of a dataset does")
+        require(version == VERSION, idx, f"version {version} instead of {VERSION}")
+        require(code in DTYPES, idx, f"dtype code {code} instead of {min(DTYPES)}-{max(DTYPES)}")
+        expected = HEADER.size + 12 * n + 8 * d
+        wrong_size = f"{size} bytes, where {n} sequences and {d} document boundaries take {expected}"
+        require(size == expected, idx, wrong_size)
+        lengths, offsets, documents = (
+            np.fromfile(file, t, count) for t, count in (("<i4", n), ("<i8", n), ("<i8", d))
+        )
+    require(bool(np.all(lengths >= 0)), idx, "a sequence has a negative length")
+    consistent = np.array_equal(offsets, begins(lengths, DTYPES[code]))
+    require(consistent, idx, "the sequences' lengths and offsets contradict each other")
+    whole = d > 0 and documents[0] == 0 and documents[-1] == n
+    require(bool(whole), idx, f"its documents do not span its {n} sequences")
+    in_order = bool(np.all(documents[:-1] <= documents[1:]))
+    require(in_order, idx, "a document ends before it begins")
+    return DTYPES[code], lengths, offsets, documents
+
+
+def map_tokens(data: Path, dtype: np.dtype, n_tokens: int) -> np.ndarray:
+    with opened(data) as file:
+        size, expected = os.fstat(file.fileno()).st_size, n_tokens * dtype.itemsize
+        wrong_size = f"{size} bytes, where its .idx has {n_tokens} {dtype.name} tokens: {expected}"
+        require(size == expected, data, wrong_size)
+        if not n_tokens:  # an empty file cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(file, dtype, mode="r").view(np.ndarray)
+
+
+def begins(lengths: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """int64 [S] bytes: each sequence begins where the one before it ends."""
+    return (np.cumsum(lengths, dtype="<i8") - lengths) * dtype.itemsize
+
+
+def file_of(prefix: Path | str, kind: str) -> Path:
+    return Path(f"{prefix}.{kind}")
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with file.open("rb") as stream:
+            yield stream
+    except FileNotFoundError:
+        hint = "a dataset is PREFIX.idx beside PREFIX.bin and is named by PREFIX alone"
+        raise DataError(f"{file}: no such file; {hint}") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def require(ok: bool, file: Path, problem: str) -> None:
+    if not ok:
+        raise DataError(f"{file}: {problem}; build it again with `mlm-jax data build`")

@@ -1,0 +1,80 @@
+"""Text files to token files, as Megatron-LM's tools/preprocess_data.py writes them."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlm_jax.data.indexed import IndexedWriter, token_dtype
+from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 8_000_000  # characters tokenized at once: enough for all cores, little memory
+
+
+class Counts(NamedTuple):
+    """What was written. text_bytes is the size of the documents in UTF-8, without EODs."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+
+
+def build(
+    inputs: Sequence[Path | str],
+    tokenizer: Tokenizer,
+    output: Path | str,
+    *,
+    json_key: str = "text",
+    append_eod: bool = False,
+) -> Counts:
+    """Tokenizes JSON lines into OUTPUT_{json_key}_document.{bin,idx}.
+
+    Each line of an input is an object whose json_key is a document; blank lines are skipped. A
+    .txt file is one document. An empty document has no sequence and no EOD, as in Megatron.
+    Raises DataError for existing output, for a line that is no such object, for no documents.
+    """
+    prefix = Path(f"{output}_{json_key}_document")
+    for file in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
+        if file.exists():
+            raise DataError(f"{file}: already exists; remove it or choose another output")
+    texts = (text for file in inputs for text in read_texts(Path(file), json_key))
+    return write_documents(texts, tokenizer, prefix, append_eod=append_eod)
+
+
+def write_documents(
+    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, append_eod: bool
+) -> Counts:
+    """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced."""
+    if append_eod and tokenizer.eod_id is None:
+        raise DataError(f"{prefix}: append_eod needs a tokenizer with a token like <|endoftext|>")
+    eod = [tokenizer.eod_id] if append_eod else []
+    documents = tokens = text_bytes = 0
+    with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size)) as writer:
+        for chunk in chunks(texts, CHUNK):
+            for ids in tokenizer.encode_many(chunk):
+                sequence = ids + eod if ids else []
+                writer.add_document([sequence] if sequence else [])
+                tokens += len(sequence)
+            documents += len(chunk)
+            text_bytes += sum(len(text.encode()) for text in chunk)
+            log.info("%s: %d documents, %d tokens", prefix, documents, tokens)
+        if not documents:
+            raise DataError(f"{prefix}: there are no documents to write; check the input files")
+    return Counts(documents, tokens, text_bytes)
+
+
+def read_texts(file: Path, json_key: str) -> Iterator[str]:
+    try:
+        with file.open("rb") as lines:
+            if file.suffix == ".txt":
+                yield parsed(lines.read(), str, file)
+                return
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield parsed(line, lambda text: document(text, json_key), f"{file}:{number}")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,111 @@
+"""Self-attention: heads, grouped key/value heads, packed documents, and the kernel that computes it."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from mlm_jax.config import ModelConfig
+from mlm_jax.errors import ConfigError
+from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.rotary import rotary_angles, rotate
+from mlm_jax.layers.weight import Normal, bias, linear, weight
+from mlm_jax.layout import Layout
+
+
+class View(NamedTuple):
+    """What a token may look at, computed once for all layers.
+
+    positions [B, T] int32; angles [B, T, H/2] or None; mask bool [B, 1, T, S], True is seen, or
+    None: everything before, and itself.
+    """
+
+    positions_BT: jax.Array
+    angles_BTh: jax.Array | None
+    mask_B1TS: jax.Array | None
+
+    @classmethod
+    def of(
+        cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None, slots: int
+    ) -> "View":
+        """segments_BT: a document's tokens share a number. slots: keys in a cache, 0 without one."""
+        assert cfg.head_dim
+        angles = mask = None
+        if cfg.positions == "rotary":
+            angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rotary_base, cfg.wide_dtype)
+        if slots:
+            mask = (jnp.arange(slots) <= positions_BT[..., None])[:, None]
+        elif segments_BT is not None:
+            T = segments_BT.shape[1]
+            same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+            mask = (same_BTS & jnp.tri(T, dtype=bool))[:, None]
+        return cls(positions_BT, angles, mask)
+
+
+class Attention(nnx.Module):
+    """o(attention(q(x), k(x), v(x))), each query head with the key/value head of its group.
+
+    q      [D, N H]   embed, heads            columns over tp
+    k, v   [D, K H]   embed, kv_heads         columns over tp, or replicated where K < tp
+    o      [N H, D]   attn_inner, residual    rows over tp
+
+    Forward under tp costs one all-reduce, of the output, which the block asks for.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: Layout):
+        assert cfg.head_dim and cfg.n_kv_heads
+        D, NH, KH = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+        self.q = weight(cfg, Normal(cfg.init_std), embed=D, heads=NH)
+        self.k = weight(cfg, Normal(cfg.init_std), embed=D, kv_heads=KH)
+        self.v = weight(cfg, Normal(cfg.init_std), embed=D, kv_heads=KH)
+        std = cfg.init_std / math.sqrt(2 * cfg.n_layers)
+        self.o = weight(cfg, Normal(std), attn_inner=NH, residual=D)
+        self.q_bias, self.o_bias = bias(cfg, heads=NH), bias(cfg, residual=D)
+        self.k_bias, self.v_bias = bias(cfg, kv_heads=KH), bias(cfg, kv_heads=KH)
+        self.layout, self.kernel = layout, cfg.attention
+        self.n_heads, self.head_dim = cfg.n_heads, cfg.head_dim
+
+    def __call__(
+        self, x_BTD: jax.Array, view: View, cache: Cache | None, layer: jax.Array
+    ) -> tuple[jax.Array, Cache | None]:
+        q_BTNH = self._heads(x_BTD, self.q, self.q_bias, "heads")
+        k_BTKH = self._heads(x_BTD, self.k, self.k_bias, "kv_heads")
+        v_BTKH = self._heads(x_BTD, self.v, self.v_bias, "kv_heads")
+        if view.angles_BTh is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, view.angles_BTh), rotate(k_BTKH, view.angles_BTh)
+        k_BSKH, v_BSKH = k_BTKH, v_BTKH
+        if cache is not None:
+            cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH)
+            k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
+        if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
+            k_BSKH, v_BSKH = self._repeat(k_BSKH), self._repeat(v_BSKH)
+        out_BTNH = jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, mask=view.mask_B1TS, is_causal=view.mask_B1TS is None,
+            implementation=self._implementation(view, x_BTD.dtype),
+        )  # fmt: skip
+        out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
+        out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
+        return linear(out_BTE, self.o, self.o_bias), cache
+
+    def _heads(self, x: jax.Array, w: nnx.Param, b: nnx.Param | None, dim: str) -> jax.Array:
+        y = linear(x, w, b).reshape(*x.shape[:2], -1, self.head_dim)
+        return checkpoint_name(self.layout.constrain(y, "batch", "seq", dim, None), "qkv")
+
+    def _repeat(self, x_BSKH: jax.Array) -> jax.Array:
+        x_BSNH = jnp.repeat(x_BSKH, self.n_heads // x_BSKH.shape[2], axis=2)
+        return self.layout.constrain(x_BSNH, "batch", None, "heads", None)
+
+    def _implementation(self, view: View, dtype: jnp.dtype) -> str:
+        """The kernel that honours this view's mask: cuDNN's is never given one."""
+        if self.kernel == "cudnn" and view.mask_B1TS is not None:
+            raise ConfigError(
+                "model.attention='cudnn' would ignore the mask of packed documents or of a cache;"
+                " try model.attention='auto'"
+            )
+        if self.kernel != "auto":
+            return self.kernel
+        on_gpu = self.layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
+        return "cudnn" if on_gpu and dtype == jnp.bfloat16 and view.mask_B1TS is None else "xla"

@@ -1,0 +1,92 @@
+"""Declaring weights, and giving them their first values.
+
+A module's constructor only declares: each weight is a shape, the names of its dims, and how it
+starts. So a model of any size is made in milliseconds without memory, stacking its layers is adding
+a dim to shapes, and a weight's first value depends on its path and the seed alone: not on the
+layout, not on whether layers are stacked, not on which other weights there are.
+"""
+
+import dataclasses
+import zlib
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlm_jax.config import ModelConfig
+from mlm_jax.layout import Layout, path_name
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Starts as N(0, std^2)."""
+
+    std: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return self.std * jax.random.normal(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    value: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jnp.full(shape, self.value, dtype)
+
+
+def weight(cfg: ModelConfig, init: Normal | Constant, **dims: int) -> nnx.Param:
+    """weight(cfg, Normal(0.02), embed=D, mlp=F) declares a [D, F] weight that knows its dims."""
+    shape = jax.ShapeDtypeStruct(tuple(dims.values()), cfg.wide_dtype)
+    return nnx.Param(shape, out_sharding=tuple(dims), eager_sharding=False, init=init)
+
+
+def bias(cfg: ModelConfig, **dims: int) -> nnx.Param | None:
+    """A vector that starts at 0, or None in a model without biases."""
+    return weight(cfg, Constant(0.0), **dims) if cfg.bias else None
+
+
+def linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
+    """x [..., I] times w [I, O] plus b [O], in x's dtype."""
+    y = x @ w[...].astype(x.dtype)
+    return y if b is None else y + b[...].astype(x.dtype)
+
+
+def stacked(block: M, n_layers: int) -> M:
+    """`block` declared n_layers times: each weight gains a first dim, `layer`, to be scanned over."""
+
+    def stack(w: nnx.Param) -> nnx.Param:
+        shape = jax.ShapeDtypeStruct((n_layers, *w.shape), w.dtype)
+        return w.replace(shape, out_sharding=("layer", *w.get_metadata()["out_sharding"]))
+
+    return jax.tree.map(stack, block, is_leaf=is_weight)
+
+
+def materialise(params: nnx.State, seed: int) -> nnx.State:
+    """First values of declared weights: of each, a function of (seed, path, layer) only."""
+
+    def first_value(path: tuple, w: nnx.Param) -> nnx.Param:
+        meta = w.get_metadata()
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path_name(path).encode()))
+        if meta["out_sharding"][0] != "layer":
+            return w.replace(meta["init"](key, w.shape, w.dtype))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(w.shape[0]))
+        return w.replace(jax.vmap(lambda k: meta["init"](k, w.shape[1:], w.dtype))(keys))
+
+    return jax.tree_util.tree_map_with_path(first_value, params, is_leaf=is_weight)
+
+
+def renamed(params: nnx.State, layout: Layout) -> nnx.State:
+    """The same weights with the dims that layout.weights gives them."""
+
+    def rename(path: tuple, w: nnx.Param) -> nnx.Param:
+        return w.replace(out_sharding=layout.rename(path_name(path), w.get_metadata()["out_sharding"]))
+
+    return jax.tree_util.tree_map_with_path(rename, params, is_leaf=is_weight)
+
+
+def is_weight(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)

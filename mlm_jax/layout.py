@@ -1,0 +1,288 @@
+"""A layout: a mesh of devices, and a table from the dims of arrays to the axes of that mesh.
+
+Weights and activations name their dims; only a Layout knows which mesh axes split them. So a new
+sharding is another row of the table, and one model runs under all of them.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mlm_jax.config import LayoutConfig, ModelConfig, RunConfig
+from mlm_jax.errors import LayoutError
+
+MESH_AXES = ("pp", "dp", "fsdp", "ep", "cp", "tp")  # slowest network first, fastest last
+
+# Which mesh axes split which dim. tp splits what a block computes inside, fsdp of each weight the
+# dim that comes first. Weights that write to the residual stream, and the embedding table, have that
+# dim split by tp too: their inner dims have names of their own (*_inner, vocab_in). Splitting their
+# last dim instead makes XLA transpose stacked gradients and all-reduce the table's whole gradient.
+RULES = {
+    # dims of activations, and of weights that read the residual stream
+    "batch": ("dp", "fsdp", "ep"), "seq": ("cp",), "residual_seq": ("cp",),
+    "embed": ("fsdp",), "heads": ("tp",), "kv_heads": ("tp",), "mlp": ("tp",), "vocab": ("tp",),
+    # dims of weights that write to it, of its own vectors, and of the tables of embeddings
+    "attn_inner": ("tp", "fsdp"), "mlp_inner": ("tp", "fsdp"), "residual": (),
+    "vocab_in": ("tp", "fsdp"), "vocab_embed": (), "position": ("fsdp",),
+    "layer": ("pp",), "expert": ("ep",),
+}  # fmt: skip
+
+PRESETS = {  # an explicit size wins; devices left over go to dp, unless dp is set
+    "single": {"dp": 1},
+    "dp": {"dp": -1},
+    "fsdp": {"fsdp": -1},
+    "tp": {"tp": -1},
+    "tp_sp": {"tp": -1, "sequence_parallel": True},
+    "fsdp_tp": {"fsdp": -1, "tp": 2},
+}
+
+SETTINGS = {  # the setting behind a dim, for messages
+    "layer": "model.n_layers", "embed": "model.d_model", "heads": "model.n_heads",
+    "kv_heads": "model.n_kv_heads", "attn_inner": "model.n_heads * model.head_dim",
+    "mlp": "model.d_mlp", "mlp_inner": "model.d_mlp", "seq": "model.seq_len",
+    "residual_seq": "model.seq_len", "vocab": "model.vocab_size (padded)",
+    "batch": "train.global_batch_size / train.accumulate",
+}  # fmt: skip
+
+NOT_YET = {"pp": "pipeline", "ep": "expert", "cp": "context"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """mesh: always has every axis of MESH_AXES, idle ones have size 1. An AbstractMesh explains only.
+
+    rules: dim -> mesh axes.  weights: (regex of a weight's path, its dims) that replace the model's.
+    """
+
+    mesh: Mesh | AbstractMesh
+    rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: RULES)
+    weights: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __hash__(self):
+        return hash((self.mesh, tuple(sorted(self.rules.items())), self.weights))
+
+    @classmethod
+    def create(
+        cls, devices: Sequence[jax.Device] | int | None = None, *, pp=1, dp=1, fsdp=1, ep=1, cp=1,
+        tp=1, sequence_parallel=False, rules: Mapping[str, Sequence[str]] | None = None, weights=(),
+    ) -> "Layout":  # fmt: skip
+        """A layout over `devices` (default: all; a number: only imagined, for `explain`)."""
+        devices = jax.devices() if devices is None else devices
+        count = devices if isinstance(devices, int) else len(devices)
+        shape = (pp, dp, fsdp, ep, cp, tp)
+        sizes = dict(zip(MESH_AXES, shape, strict=True))
+        problems = [
+            f"layout.{axis}={sizes[axis]}: {name} parallelism is not built yet; try {axis}=1"
+            for axis, name in NOT_YET.items()
+            if sizes[axis] > 1
+        ]
+        if (used := math.prod(shape)) != count:
+            rest = count // (used // dp) if count % (used // dp) == 0 else None
+            fit = f"dp={rest}" if rest else f"sizes whose product is {count}"
+            problems.append(f"{_sizes(sizes)} is {used} devices, and there are {count}; try {fit}")
+        if sequence_parallel and tp == 1:
+            problems.append("layout.sequence_parallel=True does nothing with layout.tp=1; leave it out")
+        table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
+        table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
+        problems += _bad_rules(table, weights)
+        if problems:
+            raise LayoutError("this layout cannot be made:\n  " + "\n  ".join(problems))
+        auto = (AxisType.Auto,) * len(MESH_AXES)  # GSPMD; make_mesh alone would give Explicit axes
+        if isinstance(devices, int):
+            return cls(AbstractMesh(shape, MESH_AXES, axis_types=auto), table, tuple(weights))
+        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+        return cls(mesh, table, tuple(weights))
+
+    @classmethod
+    def from_config(
+        cls, run: RunConfig, devices: Sequence[jax.Device] | int | None = None
+    ) -> "Layout":
+        """The layout that run.layout asks for, fitted to the model and the batch, or a LayoutError."""
+        devices = jax.devices() if devices is None else devices
+        count = devices if isinstance(devices, int) else len(devices)
+        sizes, sequence_parallel = resolve(run.layout, count)
+        if run.layout.preset == "single" and math.prod(sizes.values()) == 1:
+            devices = 1 if isinstance(devices, int) else devices[:1]
+        layout = cls.create(
+            devices, **sizes, sequence_parallel=sequence_parallel,
+            rules=dict(run.layout.rules), weights=run.layout.weights,
+        )  # fmt: skip
+        return layout.fit(run.model, batch=run.train.global_batch_size // run.train.accumulate)
+
+    def spec(self, *dims: str | None) -> P:
+        """PartitionSpec of an array with these dims; None is a dim that is never split."""
+        return P(*(self.axes(dim) or None for dim in dims))
+
+    def axes(self, dim: str | None) -> tuple[str, ...]:
+        """The mesh axes of size above 1 that split this dim."""
+        return tuple(a for a in self.rules[dim] if self.mesh.shape[a] > 1) if dim else ()
+
+    def sharding(self, *dims: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(*dims))
+
+    def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, self.sharding(*dims))
+
+    def ways(self, dim: str) -> int:
+        """Into how many parts this dim is split."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules[dim])
+
+    def shardings(self, tree: Any) -> Any:
+        """A prefix of `tree` with NamedShardings. Leaves without dim names are replicated.
+
+        Raises LayoutError for a weight whose names do not match its rank, are unknown, or put two
+        of its dims on one mesh axis.
+        """
+        is_weight = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(
+            lambda path, w: self.sharding(*self._dims(path, w)), tree, is_leaf=is_weight
+        )
+
+    def fit(self, cfg: ModelConfig, batch: int | None = None) -> "Layout":
+        """This layout with the rows that depend on a model's sizes settled, and the rest checked.
+
+        kv_heads are replicated where tp is a multiple of them; a table of embeddings whose rows do
+        not divide by tp * fsdp has fsdp split its columns, or the positions' none.
+        """
+        rows, dims = {}, cfg.dims | ({} if batch is None else {"batch": batch})
+        tp, fsdp = self.mesh.shape["tp"], self.mesh.shape["fsdp"]
+        if dims["kv_heads"] % tp and tp % dims["kv_heads"] == 0 and dims["heads"] % tp == 0:
+            rows["kv_heads"] = ()
+        if dims["vocab_in"] % (tp * fsdp):
+            rows |= {"vocab_in": ("tp",), "vocab_embed": ("fsdp",)}
+        if cfg.seq_len % fsdp:
+            rows["position"] = ()
+        own = {dim for dim in rows if self.rules[dim] != RULES[dim]}  # a row set by hand stays
+        fitted = dataclasses.replace(
+            self, rules=dict(self.rules) | {d: axes for d, axes in rows.items() if d not in own}
+        )
+        fitted.check(**dims)
+        return fitted
+
+    def check(self, **sizes: int) -> None:
+        """Raise one LayoutError with every dim that does not divide, and sizes that would."""
+        misfits = {}
+        for dim, size in sizes.items():
+            axes, ways = self.axes(dim), self.ways(dim)
+            if size % ways == 0:
+                continue
+            near = sorted({size // ways * ways, -(-size // ways) * ways} - {0})
+            name = SETTINGS.get(dim, dim)
+            hint = f"try {name.split()[0].rpartition('.')[2]} {_either(near)}"
+            if len(axes) == 1:
+                divisors = [d for d in range(1, min(size, 2 * ways) + 1) if size % d == 0]
+                hint += f", or {axes[0]} {_either(divisors[-3:])}"
+            product = " * ".join(f"layout.{a}" for a in axes)
+            misfits[name] = f"{name} = {size} does not divide by {product} = {ways}; {hint}"
+        if misfits:
+            raise LayoutError(
+                f"layout {_sizes(self.mesh.shape)} does not fit this run:\n  "
+                + "\n  ".join(misfits.values())
+            )
+
+    def rename(self, path: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """The dims of the weight at this path: the model's, or those that `weights` gives it."""
+        return next((new for regex, new in self.weights if re.search(regex, path)), dims)
+
+    def explain(self, params: nnx.State) -> list[dict]:
+        """One row a weight: path, shape, dims, the rules that fired, spec, bytes a device holds."""
+        rows = []
+        for path, w in jax.tree_util.tree_leaves_with_path(
+            params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+        ):
+            dims = self._dims(path, w)
+            fired = [f"{d}={','.join(self.axes(d))}" for d in dims if self.axes(d)]
+            held = math.prod(self.sharding(*dims).shard_shape(w.shape)) * w.dtype.itemsize
+            rows.append({
+                "weight": path_name(path), "shape": tuple(w.shape), "dims": dims,
+                "rule": "; ".join(fired) or "replicated", "spec": self.spec(*dims), "bytes": held,
+            })  # fmt: skip
+        return rows
+
+    def _dims(self, path: tuple, w: Any) -> tuple[str | None, ...]:
+        dims = w.get_metadata().get("out_sharding") if isinstance(w, nnx.Variable) else None
+        if not dims:
+            return (None,) * getattr(w, "ndim", 0)
+        problem = None
+        if len(dims) != len(w.shape):  # or JAX splits the wrong dim without a word
+            problem = f"has shape {tuple(w.shape)}; is it stacked without 'layer'?"
+        elif unknown := [d for d in dims if d not in self.rules]:
+            problem = f"names {unknown}, which no rule has"
+        else:
+            axes = [axis for d in dims for axis in self.axes(d)]
+            if twice := {a for a in axes if axes.count(a) > 1}:
+                problem = f"would be split twice by {sorted(twice)}; change layout.rules"
+        if problem:
+            raise LayoutError(f"weight {path_name(path)} with dims {dims} {problem}")
+        return dims
+
+
+def resolve(cfg: LayoutConfig, count: int) -> tuple[dict[str, int], bool]:
+    """Sizes of all axes on `count` devices, and whether sequence parallelism is on."""
+    preset = PRESETS[cfg.preset or ("single" if count == 1 else "dp")]
+    given = {a: n for a in MESH_AXES if (n := getattr(cfg, a)) is not None}
+    sizes = dict.fromkeys(MESH_AXES, 1) | {a: n for a, n in preset.items() if a in MESH_AXES} | given
+    rest = [a for a in MESH_AXES if given.get(a) == -1]
+    if len(rest) > 1:
+        raise LayoutError(f"{' and '.join(f'layout.{a}=-1' for a in rest)}: at most one takes the rest")
+    if rest:  # given by hand: the preset's own -1 gives way
+        sizes = {a: 1 if n == -1 and a not in rest else n for a, n in sizes.items()}
+    elif "dp" not in given and cfg.preset != "single" and -1 not in sizes.values():
+        rest, sizes["dp"] = ["dp"], -1
+    rest = [a for a, n in sizes.items() if n == -1]
+    if rest:
+        others = math.prod(n for n in sizes.values() if n != -1)
+        if count % others:
+            shown = _sizes({a: n for a, n in sizes.items() if n != -1})
+            raise LayoutError(
+                f"layout {shown} takes {others} devices at a time, which does not divide the {count}"
+                f" there are; try sizes whose product divides {count}"
+            )
+        sizes[rest[0]] = count // others
+    if cfg.sequence_parallel is not None:
+        return sizes, cfg.sequence_parallel
+    return sizes, bool(preset.get("sequence_parallel")) and sizes["tp"] > 1
+
+
+def path_name(path: tuple) -> str:
+    """'blocks.mlp.up' of a key path as jax.tree_util gives it."""
+    parts = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
+    return ".".join(str(p) for p in parts)
+
+
+def _bad_rules(table: Mapping[str, tuple[str, ...]], weights: Sequence) -> list[str]:
+    known = {*RULES, *(dim for _, dims in weights for dim in dims)}
+    problems = []
+    for dim, axes in table.items():
+        if dim not in known:
+            near = difflib.get_close_matches(dim, known, n=1) or sorted(RULES)
+            problems.append(f"layout.rules: no array has a dim {dim!r}; try {_either(near)}")
+        problems += [
+            f"layout.rules: {dim}={a!r} is no mesh axis; try {_either(MESH_AXES)}"
+            for a in axes
+            if a not in MESH_AXES
+        ]
+    problems += [
+        f"layout.weights: {regex}={dim!r} has no rule; try {_either(table)}"
+        for regex, dims in weights
+        for dim in dims
+        if dim not in table
+    ]
+    return problems
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "of size 1"
+
+
+def _either(values) -> str:
+    *most, last = [str(v) for v in values]
+    return f"{', '.join(most)} or {last}" if most else last

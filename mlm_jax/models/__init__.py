@@ -1,0 +1,32 @@
+"""Models by family, and the one way to make one."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mlm_jax.config import ModelConfig
+from mlm_jax.layers.weight import materialise, renamed
+from mlm_jax.layout import Layout
+from mlm_jax.models.gpt import Gpt
+
+FAMILIES = {"gpt": Gpt}
+
+
+def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:
+    """The model with shapes for weights: made in milliseconds at any size."""
+    model = FAMILIES[cfg.family](cfg, layout, remat=remat)
+    if layout.weights:
+        nnx.update(model, renamed(nnx.state(model, nnx.Param), layout))
+    return model
+
+
+def build(cfg: ModelConfig, layout: Layout, seed: int = 0) -> Any:
+    """The model with its first weights: a split weight is born split, no device ever holds it whole.
+
+    Raises LayoutError where the layout does not fit the model.
+    """
+    graphdef, declared = nnx.split(declare(cfg, layout.fit(cfg)), nnx.Param)
+    shardings = layout.fit(cfg).shardings(declared)
+    params = jax.jit(lambda: materialise(declared, seed), out_shardings=shardings)()
+    return nnx.merge(graphdef, params)

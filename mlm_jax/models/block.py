@@ -1,0 +1,84 @@
+"""A transformer block, and the scan over a stack of them."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from mlm_jax.config import ModelConfig
+from mlm_jax.layers.attention import Attention, View
+from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.dropout import dropout
+from mlm_jax.layers.mlp import MLPS
+from mlm_jax.layers.norm import NORMS
+from mlm_jax.layout import Layout
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Under tp each half costs one all-reduce of [B, T, D] forward and one backward; with the residual
+    stream split over tp (sequence parallelism) each is a reduce-scatter and an all-gather instead.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: Layout):
+        self.attention_norm = NORMS[cfg.norm](cfg)
+        self.attention = Attention(cfg, layout)
+        self.mlp_norm = NORMS[cfg.norm](cfg)
+        self.mlp = MLPS[cfg.activation](cfg, layout)
+        self.layout, self.dropout = layout, cfg.dropout
+
+    def __call__(
+        self, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
+        layer: jax.Array,
+    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        y_BTD, cache = self.attention(self._whole(self.attention_norm(x_BTD)), view, cache, layer)
+        x_BTD += dropout(self._split(y_BTD), self.dropout, keys_B, layer, "attention")
+        y_BTD = self.mlp(self._whole(self.mlp_norm(x_BTD)))
+        return x_BTD + dropout(self._split(y_BTD), self.dropout, keys_B, layer, "mlp"), cache
+
+    def _whole(self, h_BTD: jax.Array) -> jax.Array:
+        """The whole sequence, gathered over tp where the residual stream is split."""
+        if self.layout.spec("residual_seq") != self.layout.spec("seq"):
+            h_BTD = self.layout.constrain(h_BTD, "batch", "residual_seq", None)
+            h_BTD = jax.lax.optimization_barrier(h_BTD)  # or XLA gathers the norm's float32 value
+        return self.layout.constrain(h_BTD, "batch", "seq", None)
+
+    def _split(self, y_BTD: jax.Array) -> jax.Array:
+        """A sum over tp, then split as the residual stream is: together one reduce-scatter."""
+        y_BTD = self.layout.constrain(y_BTD, "batch", "seq", None)
+        y_BTD = self.layout.constrain(y_BTD, "batch", "residual_seq", None)
+        return checkpoint_name(y_BTD, "block_out")
+
+
+def run_blocks(
+    blocks: Block, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
+    remat: str,
+) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+    """x through a stack of blocks (layers.weight.stacked): one compiled body, whatever their number.
+
+    remat: what backward computes again. none: nothing. selective: norms, softmax and activations,
+    not the matrix products of weights. full: the whole block from its input.
+    """
+    n_layers = blocks.mlp.down.shape[0]
+
+    def body(carry: Any, block_and_layer: Any) -> tuple[Any, None]:
+        block, layer = block_and_layer
+        return block(carry[0], view, keys_B, carry[1], layer), None
+
+    carry, _ = jax.lax.scan(REMAT[remat](body), (x_BTD, cache), (blocks, jnp.arange(n_layers)))
+    return carry
+
+
+REMAT = {
+    "none": lambda body: body,
+    "selective": partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_only_these_names("qkv", "mlp_up", "block_out"),
+        prevent_cse=False,  # not needed inside a scan
+    ),
+    "full": partial(jax.checkpoint, prevent_cse=False),
+}

@@ -1,0 +1,73 @@
+"""The decoder-only transformer: GPT-2, Llama and what lies between, by the nouns of ModelConfig."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlm_jax.config import ModelConfig
+from mlm_jax.layers.attention import View
+from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.dropout import dropout
+from mlm_jax.layers.embedding import Embedding, Head
+from mlm_jax.layers.norm import NORMS
+from mlm_jax.layers.weight import stacked
+from mlm_jax.layout import Layout
+from mlm_jax.models.block import Block, run_blocks
+
+
+class Gpt(nnx.Module):
+    """embedding, blocks, a last norm, logits."""
+
+    def __init__(self, cfg: ModelConfig, layout: Layout, remat: str = "none"):
+        self.embedding = Embedding(cfg, layout)
+        self.blocks = stacked(Block(cfg, layout), cfg.n_layers)
+        self.norm = NORMS[cfg.norm](cfg)
+        self.head = Head(cfg, layout)
+        self.cfg, self.layout, self.remat = cfg, layout, remat
+
+    def __call__(
+        self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None, rngs: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Logits float32 [B, T, V] of the token after each.
+
+        tokens, segments, positions: int32 [B, T]. Tokens of different segments do not attend to each
+        other; positions default to the place in the row. rngs: dropout keys [B], one a sample
+        (layers.dropout.sample_keys); None: no dropout.
+        """
+        h_BTD = self.hidden(
+            tokens_BT, segments_BT=segments_BT, positions_BT=positions_BT, rngs=rngs
+        )
+        return self.logits(h_BTD)[..., : self.cfg.vocab_size]
+
+    def hidden(
+        self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None, rngs: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes."""
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        view = View.of(self.cfg, positions_BT, segments_BT, slots=0)
+        return self._hidden(tokens_BT, view, rngs, None)[0]
+
+    def logits(self, h_BTD: jax.Array) -> jax.Array:
+        """float32 [B, T, padded vocab]; columns beyond vocab_size have probability 0."""
+        return self.head(h_BTD, self.embedding)
+
+    def extend(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Hidden states of more tokens at these positions, seeing those in the cache; and the cache."""
+        view = View.of(self.cfg, positions_BT, None, slots=cache.k_LBSKH.shape[2])
+        h_BTD, cache = self._hidden(tokens_BT, view, None, cache)
+        assert cache is not None
+        return h_BTD, cache
+
+    def _hidden(
+        self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        x_BTD = self.embedding(tokens_BT, view.positions_BT)
+        x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
+        x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+        x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat)
+        return self.layout.constrain(self.norm(x_BTD), "batch", "seq", None), cache
