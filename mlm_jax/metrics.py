@@ -46,12 +46,7 @@ class MetricsLog:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._board and kind != "event":
-            for name in values:
-                if isinstance(row[name], int | float):
-                    self._board.add_scalar(
-                        f"{kind}/{name}", row[name], row["step"], wall_time=row["time"]
-                    )
-            self._board.flush()  # 0.1 ms, and a killed run keeps its curves
+            self._board.write(row)
         if self._terminal:
             self._terminal.update(row)
 
@@ -102,7 +97,9 @@ class Terminal:
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._colour = self._live and not os.environ.get("NO_COLOR")
         self._encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._done_mark, self._rest_mark = "━─" if self._encoding.lower().startswith("utf") else "=."
+        self._done_mark, self._rest_mark = (
+            "━─" if self._encoding.lower().startswith("utf") else "=."
+        )
         self._bits_per_byte: float | None = None
         self._line = ""
 
@@ -118,7 +115,9 @@ class Terminal:
             self.say("  ".join(fields))
         elif row.get("event") == "sample":
             head = f"sample  step {row['step']}  "
-            prompt, text = (self._one_line(row.get(key, ""), len(head)) for key in ("prompt", "text"))
+            prompt, text = (
+                self._one_line(row.get(key, ""), len(head)) for key in ("prompt", "text")
+            )
             self.say(f"{head}{prompt}\n{'':>{len(head)}}{text}")
 
     def say(self, text: str) -> None:
@@ -154,16 +153,16 @@ class Terminal:
                 fields.append(f"MFU {row['mfu']:.1%}")
             return self.say("  ".join([*fields, eta]))
 
-        fields = [f"{100 * step // total:3d}%", f"loss {_number(row.get('loss'))}"]
+        fields = [f"{100 * step // total}%", f"loss {_number(row.get('loss'))}"]
         if self._bits_per_byte is not None:
             fields.append(f"bits/byte {_number(self._bits_per_byte)}")
-        self._line = self._fit(f"{step}/{total}", [*fields, speed, eta], step / total)
+        self._line = self._fit(f"{step}/{total}", [*fields, eta, speed], step / total)
         print("\r\x1b[K" + self._line, end="", file=self._stream, flush=True)
 
     def _fit(self, head: str, fields: list[str], done: float) -> str:
         """One line of the terminal: head, bar, fields; what is too long goes from the right."""
         room = self._width() - 1  # the last column wraps on some terminals
-        while fields and len("  ".join([head, *fields])) > room:
+        while fields and len("  ".join([head, *fields])) + 2 + 6 > room:
             fields.pop()
         text = "  ".join([head, *fields])[:room]
         cells = min(32, room - len(text) - 2)
@@ -289,21 +288,41 @@ def _cut(path: Path, last_step: int) -> None:
     fresh.replace(path)
 
 
-def _open_board(folder: Path, resume_step: int) -> Any:
-    """A TensorBoard writer, told to forget what is after `resume_step`; None if not installed."""
+def _open_board(folder: Path, resume_step: int) -> "_Board | None":
     try:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary import Writer
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        return _Board(folder, resume_step)
     except ImportError:
         log.warning("no curves in %s: tensorboard is not installed", folder)
         return None
-    if folder.exists():  # TensorBoard drops what it has read from this step on
-        events = EventFileWriter(str(folder))
-        restart = SessionLog(status=SessionLog.START)
-        events.add_event(Event(step=resume_step + 1, wall_time=time.time(), session_log=restart))
-        events.close()
-    return Writer(str(folder))
+
+
+class _Board:
+    """TensorBoard event files, without TensorFlow.
+
+    Not `tensorboard.summary.Writer`: its scalars are tensors, which `EventAccumulator.Scalars` does
+    not list and does not forget after a restart.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        proto: Any = event_pb2  # makes its classes when it is imported
+        self._file, self._event = EventFileWriter(str(folder)), proto.Event
+        restart = self._event(step=resume_step + 1, wall_time=time.time())
+        restart.session_log.status = proto.SessionLog.START  # forget this step and what is after it
+        self._file.add_event(restart)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        event = self._event(step=row["step"], wall_time=row["time"])
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("step", "time"):
+                event.summary.value.add(tag=f"{row['kind']}/{name}", simple_value=value)
+        self._file.add_event(event)
+        self._file.flush()  # a fraction of a millisecond, and a killed run keeps its curves
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _strict(value: Any) -> Any:

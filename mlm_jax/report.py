@@ -13,7 +13,7 @@ from mlm_jax.metrics import clock, read_rows, short_number
 
 BUCKETS = 200  # of at most 3 points each: 600 a curve are as many as there are pixels
 SAMPLES = 24  # shown, evenly spread over the run
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 600, 270, 58, 10, 236  # of a chart and its plot, in SVG units
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 600, 270, 58, 10, 228  # of a chart and its plot, in SVG units
 
 
 def write_report(workdir: Path) -> Path:
@@ -45,24 +45,26 @@ def _page(name: str, config: Mapping[str, Any], rows: list[dict]) -> str:
     norm = _curve("last", train, "grad_norm")
     rate = _curve("last", train, "learning_rate")
     speed = _curve("last", train, "tokens_per_s")
+    times = [_curve("step", train, "step_time_s"), _curve("data wait", train, "data_wait_s")]
     charts = [
         _chart("Loss", "nats a token", loss),
         _chart("Bits per byte", "of held-out text", [bits], levels=levels),
         _chart("Learning rate", "", [rate], floor=0),
         _chart("Speed", "tokens a second", [speed], floor=0),
+        _chart("Step time", "seconds", times, floor=0),
         _chart("Gradient norm", "before clipping", [norm], floor=0, log=_is_spiky(norm)),
     ]
+    parameters = next((row["parameters"] for row in events if "parameters" in row), None)
+    clocks = [row["time"] for row in rows if "time" in row]
     facts = {
         "Step": _progress(config, train),
         "Training loss": _last(loss[0]),
         "Held-out loss": _last(loss[1]),
         "Bits per byte": _last(bits),
         "Tokens": short_number(train[-1].get("tokens")) if train else "-",
-        "Tokens a second": short_number(_median(speed)),
-        "Parameters": short_number(
-            next((e["parameters"] for e in events if "parameters" in e), None)
-        ),
-        "Wall time": clock(rows[-1]["time"] - rows[0]["time"]) if rows else "-",
+        "Tokens/s": short_number(_median(speed)),
+        "Parameters": short_number(parameters),
+        "Wall time": clock(clocks[-1] - clocks[0]) if clocks else "-",
     }
     body = [
         f"<h1>{_text(name)}</h1>",
@@ -77,29 +79,18 @@ def _page(name: str, config: Mapping[str, Any], rows: list[dict]) -> str:
 
 class Curve(NamedTuple):
     label: str
-    points: list[tuple[float, float | None]]  # step and value; None where it was not finite
+    points: list[tuple[float, float]]  # step, value
+    lost: list[float]  # steps whose value was not finite
 
     @property
     def values(self) -> list[float]:
-        return [value for _, value in self.points if value is not None]
+        return [value for _, value in self.points]
 
 
 def _curve(label: str, rows: list[dict], key: str) -> Curve:
-    points = [(r["step"], r[key] if _is_number(r[key]) else None) for r in rows if key in r]
-    return Curve(label, _thin(points))
-
-
-def _thin(points: list[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """The lowest, highest and last point of each bucket: spikes, gaps and the end stay."""
-    if len(points) <= 3 * BUCKETS:
-        return points
-    height = [-math.inf if value is None else value for _, value in points]
-    kept: set[int] = set()
-    for i in range(BUCKETS):
-        bucket = range(i * len(points) // BUCKETS, (i + 1) * len(points) // BUCKETS)
-        kept |= {min(bucket, key=height.__getitem__), max(bucket, key=height.__getitem__)}
-        kept.add(bucket[-1])
-    return [points[i] for i in sorted(kept)]
+    points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+    lost = [row["step"] for row in rows if key in row and row[key] is None]
+    return Curve(label, points, lost)
 
 
 def _chart(
@@ -111,7 +102,7 @@ def _chart(
     floor: float | None = None,
     log: bool = False,
 ) -> str:
-    """A figure of curves over steps; levels are horizontal lines, floor is where the y axis starts."""
+    """A figure of curves over steps; levels are horizontal lines, the y axis starts at floor."""
     levels = levels or {}
     heights = [value for curve in curves for value in curve.values] + list(levels.values())
     key = "".join(
@@ -123,24 +114,13 @@ def _chart(
     if not any(curve.values for curve in curves):
         return f'<figure>{caption}<p class="none">nothing logged yet</p></figure>'
 
-    right = WIDTH - (120 if levels else 14)  # the names of levels stand beside the plot
-    end = max(step for curve in curves for step, _ in curve.points)
+    right = WIDTH - (120 if levels else 24)  # the names of levels stand beside the plot
+    end = max([step for c in curves for step, _ in c.points] + [s for c in curves for s in c.lost])
     x = _axis(0, end, LEFT, right)
     y = _axis(min(heights) if floor is None or log else floor, max(heights), BOTTOM, TOP, log=log)
-    drawn = [
-        *(f'<path class="grid" d="M{LEFT},{y.at(t):.1f}H{right}"/>' for t in y.ticks),
-        *(
-            f'<text x="{LEFT - 8}" y="{y.at(t) + 4:.1f}" class="y">{_tick(t)}</text>'
-            for t in y.ticks
-        ),
-        *(
-            f'<text x="{x.at(t):.1f}" y="{BOTTOM + 18}" class="x">{_tick(t)}</text>'
-            for t in x.ticks
-        ),
-        f'<text x="{right}" y="{HEIGHT - 2}" class="y">step</text>',
-        *_levels(levels, y, right),
-        *(_drawn(curve, i, x, y) for i, curve in enumerate(curves)),
-    ]
+    drawn = [*_frame(x, y, right), *_levels(levels, y, right)]
+    for i, curve in enumerate(curves):
+        drawn += _drawn(curve, i, x, y)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over steps">'
     return f"<figure>{caption}{svg}{''.join(drawn)}</svg></figure>"
 
@@ -158,8 +138,8 @@ def _axis(low: float, high: float, start: float, end: float, *, log: bool = Fals
         low, high = 10.0 ** decades[0], 10.0 ** decades[-1]
         span = math.log10(high / low)
         return Axis(ticks, lambda v: start + (end - start) * math.log10(v / low) / span)
-    if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    if math.isclose(low, high):
+        low, high = low - abs(low) / 2, high + (abs(high) or 2) / 2
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= 0.999 * rough)
@@ -170,24 +150,37 @@ def _axis(low: float, high: float, start: float, end: float, *, log: bool = Fals
     return Axis(ticks, lambda v: start + (end - start) * (v - low) / (high - low))
 
 
-def _drawn(curve: Curve, i: int, x: Axis, y: Axis) -> str:
-    """Line through the finite points, dots when they are few, a mark on the axis for the others."""
-    path, lost, pen_up = "", "", True
-    for step, value in curve.points:
-        if value is None:
-            lost += f"M{x.at(step):.1f},{BOTTOM}v-8"
-        else:
-            path += f"{'M' if pen_up else 'L'}{x.at(step):.1f},{y.at(value):.1f}"
-            path += "h0" if pen_up else ""  # or a point alone between two gaps would not show
-        pen_up = value is None
-    dots = [
-        f'<circle class="c{i}" cx="{x.at(step):.1f}" cy="{y.at(value):.1f}" r="3">'
-        f"<title>step {step}: {value:.4g}</title></circle>"
-        for step, value in curve.points
-        if value is not None and len(curve.points) <= 50
-    ]
-    mark = f'<path class="lost" d="{lost}"><title>not finite</title></path>' if lost else ""
-    return f'<path class="c{i}" d="{path}"/>{"".join(dots)}{mark}'
+def _frame(x: Axis, y: Axis, right: float) -> Iterator[str]:
+    for tick in y.ticks:
+        yield f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{right}"/>'
+        yield f'<text class="y" x="{LEFT - 8}" y="{y.at(tick) + 4:.1f}">{_brief(tick)}</text>'
+    for tick in x.ticks:
+        yield f'<text class="x" x="{x.at(tick):.1f}" y="{BOTTOM + 18}">{_brief(tick)}</text>'
+    yield f'<text class="y" x="{right}" y="{HEIGHT - 5}">step</text>'
+
+
+def _drawn(curve: Curve, i: int, x: Axis, y: Axis) -> Iterator[str]:
+    """A line, with dots that tell their value when they are few; a mark on the axis where lost."""
+    places = [f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in _thin(curve.points)]
+    yield f'<polyline class="c{i}" points="{" ".join(places)}"/>'
+    for step, value in curve.points if len(curve.points) <= 50 else ():
+        place = f'cx="{x.at(step):.1f}" cy="{y.at(value):.1f}"'
+        tip = f"<title>step {step}: {value:.4g}</title>"
+        yield f'<circle class="c{i}" {place} r="3">{tip}</circle>'
+    for place in sorted({round(x.at(step)) for step in curve.lost}):
+        yield f'<path class="lost" d="M{place},{BOTTOM}v-9"><title>not finite</title></path>'
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The lowest, highest and last point of each bucket: spikes and the end stay."""
+    if len(points) <= 3 * BUCKETS:
+        return points
+    kept: set[int] = set()
+    for i in range(BUCKETS):
+        bucket = range(i * len(points) // BUCKETS, (i + 1) * len(points) // BUCKETS)
+        by_value = sorted(bucket, key=lambda j: points[j][1])
+        kept |= {by_value[0], by_value[-1], bucket[-1]}
+    return [points[i] for i in sorted(kept)]
 
 
 def _levels(levels: Mapping[str, float], y: Axis, right: float) -> Iterator[str]:
@@ -210,9 +203,10 @@ def _samples(samples: list[dict]) -> str:
     count = min(SAMPLES, len(samples))
     shown = [samples[i * (len(samples) - 1) // max(count - 1, 1)] for i in range(count)]
     note = f"{count} of {len(samples)}" if count < len(samples) else ""
+    head = "<tr><th>step</th><th>prompt and continuation</th></tr>"
     lines = (f"<tr><td>{row['step']:,}</td><td>{_written(row)}</td></tr>" for row in shown)
-    return f"""<h2>Samples <span>{note}</span></h2>
-<table class="samples"><tr><th>step</th><th>prompt and continuation</th></tr>{"".join(lines)}</table>"""
+    table = f'<table class="samples">{head}{"".join(lines)}</table>'
+    return f"<h2>Samples <span>{note}</span></h2>{table}"
 
 
 def _completions(completions: list[dict]) -> str:
@@ -220,9 +214,14 @@ def _completions(completions: list[dict]) -> str:
         return ""
     judged = [item["parses"] for item in completions if item.get("parses") is not None]
     note = f"{sum(judged)} of {len(judged)} parse" if judged else ""
-    badge = {True: '<i class="good">parses</i>', False: '<i class="bad">does not parse</i>'}
-    cards = (f"<div>{badge.get(c.get('parses'), '')}{_written(c)}</div>" for c in completions)
-    return f"""<h2>Completions <span>{note}</span></h2><div class="cards">{"".join(cards)}</div>"""
+    cards = (f"<div>{_badge(item.get('parses'))}{_written(item)}</div>" for item in completions)
+    return f'<h2>Completions <span>{note}</span></h2><div class="cards">{"".join(cards)}</div>'
+
+
+def _badge(parses: bool | None) -> str:
+    if parses is None:
+        return ""
+    return '<i class="good">parses</i>' if parses else '<i class="bad">does not parse</i>'
 
 
 def _written(row: Mapping[str, Any]) -> str:
@@ -264,11 +263,11 @@ def _median(curve: Curve) -> float | None:
 
 
 def _last(curve: Curve) -> str:
-    return f"{curve.values[-1]:.4g}" if curve.values else "-"
+    return _brief(curve.values[-1], 4) if curve.values else "-"
 
 
-def _tick(value: float) -> str:
-    return short_number(value) if abs(value) >= 10_000 else f"{value:.10g}"
+def _brief(value: float, digits: int = 10) -> str:
+    return short_number(value) if abs(value) >= 10_000 else f"{value:.{digits}g}"
 
 
 def _text(value: Any) -> str:
@@ -301,32 +300,34 @@ body { max-width: 1160px; margin: 0 auto; padding: 28px 20px 60px; background: v
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { margin: 0 0 18px; font-size: 26px; } h2 { margin: 34px 0 10px; font-size: 19px; }
 span, dt, th { color: var(--soft); font-weight: normal; } h2 span { font-size: 14px; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: 12px; }
+dl { display: flex; flex-wrap: wrap; gap: 12px; } dl div { flex: 1 1 auto; white-space: nowrap; }
 dl, dd { margin: 0; } dt { font-size: 13px; }
-dd { font-size: 21px; font-weight: 600; white-space: nowrap; font-variant-numeric: tabular-nums; }
+dd { font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
 dl div, figure, .samples, .cards div, details { background: var(--card); border-radius: 10px;
   border: 1px solid var(--line); padding: 10px 14px; }
 .charts, .cards { display: grid; gap: 14px; margin-top: 14px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-figure { margin: 0; } figcaption { display: flex; gap: 12px; align-items: baseline; }
+figure { margin: 0; }
+figcaption { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: baseline; }
 figcaption b { font-size: 16px; } figcaption span:nth-child(2) { flex: 1; font-size: 13px; }
+figcaption * { white-space: nowrap; }
 .key { color: var(--ink); font-size: 13px; font-variant-numeric: tabular-nums; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin: 0 6px 3px 0;
   border-radius: 2px; background: var(--c0); } .key.c1::before { background: var(--c1); }
 .none { color: var(--soft); text-align: center; padding: 50px 0; }
-svg { display: block; width: 100%; margin-top: 6px; } svg text { font-size: 13px; fill: var(--soft); }
-svg path { fill: none; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
-path.c0 { stroke: var(--c0); } path.c1 { stroke: var(--c1); }
+svg { display: block; width: 100%; margin-top: 6px; } text { font-size: 13px; fill: var(--soft); }
+polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; }
+polyline.c0 { stroke: var(--c0); } polyline.c1 { stroke: var(--c1); }
 circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
-svg .grid { stroke: var(--line); stroke-width: 1; } svg .lost { stroke: var(--bad); }
-svg .level { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 5 4; }
+.grid { stroke: var(--line); } .lost { stroke: var(--bad); stroke-width: 2; }
+.level { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 5 4; }
 .x { text-anchor: middle; } .y { text-anchor: end; }
 table { border-collapse: collapse; width: 100%; } .samples { padding: 4px 14px; display: block; }
 td, th { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; }
 td { font-variant-numeric: tabular-nums; } tr + tr td { border-top: 1px solid var(--line); }
 .samples td:last-child { width: 100%; }
 pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; max-height: 320px; overflow-y: auto; } pre b { color: var(--c0); }
+  overflow-wrap: anywhere; max-height: 220px; overflow-y: auto; } pre b { color: var(--c0); }
 i { float: right; font-style: normal; font-size: 13px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 details { margin-top: 34px; } summary { cursor: pointer; font-weight: 600; }

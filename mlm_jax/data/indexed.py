@@ -82,8 +82,11 @@ class IndexedWriter:
         self._lengths, self._documents = array("i"), array("q", [0])
 
     def __enter__(self) -> "IndexedWriter":
-        self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = self._partial("bin").open("wb")
+        try:
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._bin = self._partial("bin").open("wb")
+        except OSError as error:
+            raise DataError(f"{self.prefix}.bin: cannot be written: {error.strerror}") from None
         return self
 
     def add_document(self, sequences: Sequence[ArrayLike]) -> None:
@@ -136,7 +139,7 @@ def read_index(idx: Path) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]
         require(version == VERSION, idx, f"version {version} instead of {VERSION}")
         require(code in DTYPES, idx, f"dtype code {code} instead of {min(DTYPES)}-{max(DTYPES)}")
         expected = HEADER.size + 12 * n + 8 * d
-        wrong_size = f"{size} bytes, where {n} sequences and {d} document boundaries take {expected}"
+        wrong_size = f"{size} bytes, where {n} sequences and {d} boundaries take {expected}"
         require(size == expected, idx, wrong_size)
         lengths, offsets, documents = (
             np.fromfile(file, t, count) for t, count in (("<i4", n), ("<i8", n), ("<i8", d))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlm_jax.data.indexed import IndexedWriter, token_dtype
-from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,12 @@ def write_documents(
     texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, append_eod: bool
 ) -> Counts:
     """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced."""
-    if append_eod and tokenizer.eod_id is None:
-        raise DataError(f"{prefix}: append_eod needs a tokenizer with a token like <|endoftext|>")
-    eod = [tokenizer.eod_id] if append_eod else []
+    eod: list[int] = []
+    if append_eod:
+        if tokenizer.eod_id is None:
+            known = ", ".join(END_OF_DOCUMENT)
+            raise DataError(f"{prefix}: append_eod needs a tokenizer with one of {known}")
+        eod = [tokenizer.eod_id]
     documents = tokens = text_bytes = 0
     with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size)) as writer:
         for chunk in chunks(texts, CHUNK):
@@ -71,10 +74,46 @@ def read_texts(file: Path, json_key: str) -> Iterator[str]:
     try:
         with file.open("rb") as lines:
             if file.suffix == ".txt":
-                yield parsed(lines.read(), str, file)
+                yield decoded(lines.read(), str(file))
                 return
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield parsed(line, lambda text: document(text, json_key), f"{file}:{number}")
+                    yield document(line, json_key, f"{file}, line {number}")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def document(line: bytes, json_key: str, where: str) -> str:
+    try:
+        fields = json.loads(decoded(line, where))
+    except (ValueError, RecursionError) as error:
+        hint = "an input is .txt, or has one JSON object a line"
+        raise DataError(f"{where}: not JSON ({error}); {hint}") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get(json_key), str):
+        there = ", ".join(fields) if isinstance(fields, dict) else f"a {type(fields).__name__}"
+        raise DataError(f"{where}: no text under the key {json_key!r}; there is {there or 'none'}")
+    try:
+        fields[json_key].encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        raise DataError(f"{where}: not valid Unicode: {error}") from None
+    return fields[json_key]
+
+
+def decoded(text: bytes, where: str) -> str:
+    try:
+        return text.decode("utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8: {error}") from None
+
+
+def chunks(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Lists of texts, none empty, each closed once it has this many characters."""
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text) + 1  # empty texts fill a chunk too
+        if size >= characters:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -43,7 +43,9 @@ class Tokenizer:
         path = Path(path)
         config = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
         try:
-            return cls(read_backend(path), json.loads(config.read_bytes()) if config.exists() else {})
+            return cls(
+                read_backend(path), json.loads(config.read_bytes()) if config.exists() else {}
+            )
         except DataError:
             raise
         except Exception as error:  # all that the library raises is a bare Exception
@@ -105,7 +107,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     special, alphabet = END_OF_DOCUMENT[:1], pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(special) + len(alphabet):
-        raise DataError(f"vocab_size={vocab_size} is less than the special token and 256 bytes: 257")
+        raise DataError(
+            f"vocab_size={vocab_size} is less than the special token and 256 bytes: 257"
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENS), behavior="isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

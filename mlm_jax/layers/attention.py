@@ -82,7 +82,8 @@ class Attention(nnx.Module):
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
         if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
             k_BSKH, v_BSKH = self._repeat(k_BSKH), self._repeat(v_BSKH)
-        out_BTNH = jax.nn.dot_product_attention(
+        attend = attend_in_float64 if x_BTD.dtype == jnp.float64 else jax.nn.dot_product_attention
+        out_BTNH = attend(
             q_BTNH, k_BSKH, v_BSKH, mask=view.mask_B1TS, is_causal=view.mask_B1TS is None,
             implementation=self._implementation(view, x_BTD.dtype),
         )  # fmt: skip
@@ -109,3 +110,18 @@ class Attention(nnx.Module):
             return self.kernel
         on_gpu = self.layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
         return "cudnn" if on_gpu and dtype == jnp.bfloat16 and view.mask_B1TS is None else "xla"
+
+
+def attend_in_float64(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: jax.Array | None,
+    is_causal: bool, implementation: str,
+) -> jax.Array:  # fmt: skip
+    """jax.nn.dot_product_attention for proofs in float64: its own softmax is always in float32."""
+    del implementation
+    B, T, _, H = q_BTNH.shape
+    q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) / math.sqrt(H)
+    seen = jnp.tri(T, dtype=bool) if is_causal else mask[:, :, None]
+    scores_BKGTS = jnp.where(seen, scores_BKGTS, -jnp.inf)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", jax.nn.softmax(scores_BKGTS), v_BSKH)
+    return out_BTKGH.reshape(q_BTNH.shape)

@@ -1,0 +1,185 @@
+import contextlib
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlm_jax.data.indexed import DTYPES, HEADER, IndexedDataset, IndexedWriter, token_dtype
+from mlm_jax.errors import DataError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "prose_a_text_document"
+IDX, BIN = (Path(f"{GOLDEN}.{kind}").read_bytes() for kind in ("idx", "bin"))
+
+
+def test_reads_what_megatron_wrote():
+    indexed = IndexedDataset(GOLDEN)
+    assert (indexed.dtype, len(indexed), indexed.n_tokens) == (np.uint16, 60, len(BIN) // 2)
+    assert indexed.lengths.dtype == np.int32
+    assert indexed.documents.tolist() == [*range(11), *range(10, 61)]  # document 10 is empty
+    joined = np.concatenate([indexed.tokens(i) for i in range(len(indexed))])
+    np.testing.assert_array_equal(joined, np.frombuffer(BIN, "<u2"))
+    assert all(indexed.tokens(i)[-1] == 0 for i in range(len(indexed)))  # each ends with its EOD
+
+
+def test_writes_what_megatron_wrote(tmp_path):
+    golden, prefix = IndexedDataset(GOLDEN), tmp_path / "sub" / "copy"
+    with IndexedWriter(prefix, golden.dtype) as writer:
+        for begin, end in zip(golden.documents, golden.documents[1:], strict=False):
+            writer.add_document([golden.tokens(i) for i in range(begin, end)])
+        assert not Path(f"{prefix}.bin").exists()  # nothing is there before it is whole
+    assert Path(f"{prefix}.idx").read_bytes() == IDX
+    assert Path(f"{prefix}.bin").read_bytes() == BIN
+    assert len(list(prefix.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_every_dtype_comes_back(dtype, tmp_path):
+    documents = [[[1, 2, 3], [4]], [], [[]], [[5, 6]]]
+    indexed = write(tmp_path / "d", documents, dtype)
+    assert indexed.dtype == dtype
+    assert [indexed.tokens(i).tolist() for i in range(4)] == [[1, 2, 3], [4], [], [5, 6]]
+    assert indexed.documents.tolist() == [0, 2, 2, 3, 4]
+    assert indexed.offsets.tolist() == [n * dtype.itemsize for n in (0, 3, 4, 4)]
+
+
+def test_a_stretch_ends_with_its_sequence(tmp_path):
+    indexed = write(tmp_path / "d", [[[1, 2, 3], [4, 5]]])
+    assert indexed.tokens(0, 1).tolist() == [2, 3]
+    assert indexed.tokens(0, 1, 1).tolist() == [2]
+    assert indexed.tokens(0, 2, 9).tolist() == [3]  # not the 4 behind it
+    assert not indexed.tokens(1).flags.writeable
+    with pytest.raises(IndexError):
+        indexed.tokens(2)
+
+
+def test_no_tokens_can_be_read(tmp_path):
+    assert write(tmp_path / "a", []).n_tokens == 0
+    indexed = write(tmp_path / "b", [[], [[]]])
+    assert (len(indexed), indexed.n_tokens, indexed.tokens(0).size) == (1, 0, 0)
+
+
+def test_pickle_sends_the_path_not_the_tokens():
+    sent = pickle.dumps(IndexedDataset(GOLDEN))
+    assert len(sent) < 1000
+    assert (
+        pickle.loads(sent).tokens(3)[:4].tolist() == IndexedDataset(GOLDEN).tokens(3, 0, 4).tolist()
+    )
+
+
+@pytest.mark.parametrize(("vocab_size", "name"), [(65499, "uint16"), (65500, "int32")])
+def test_token_dtype(vocab_size, name):
+    assert token_dtype(vocab_size).name == name
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    write(tmp_path / "d", [[[1, 2, 3]]])
+    with pytest.raises(DataError):
+        write(tmp_path / "d", [[[7]], [[-7]]])
+    assert IndexedDataset(tmp_path / "d").tokens(0).tolist() == [1, 2, 3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.bin", "d.idx"]
+
+
+@pytest.mark.parametrize("token", [-1, 65536, 1.5])
+def test_a_token_that_does_not_fit_is_refused(token, tmp_path):
+    with pytest.raises(DataError, match=f"d: token {token} does not fit uint16"):
+        write(tmp_path / "d", [[[1, token]]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dtype_without_a_code_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no code for uint32"):
+        IndexedWriter(tmp_path / "d", np.uint32)
+
+
+@pytest.mark.parametrize("kind", ["idx", "bin"])
+def test_a_missing_file_is_named(kind, tmp_path):
+    write(tmp_path / "d", [[[1]]])
+    Path(tmp_path / f"d.{kind}").unlink()
+    with pytest.raises(DataError, match=rf"d\.{kind}: no such file"):
+        IndexedDataset(tmp_path / "d")
+    Path(tmp_path / f"d.{kind}").mkdir()
+    with pytest.raises(DataError, match=rf"d\.{kind}: cannot be read"):
+        IndexedDataset(tmp_path / "d")
+
+
+def test_every_truncation_is_noticed(pair):
+    for length in range(len(IDX)):
+        with pytest.raises(DataError, match=r"golden\.idx: "):
+            pair(idx=IDX[:length])
+    with pytest.raises(DataError, match=r"golden\.idx: "):
+        pair(idx=IDX + b"\0")
+    for length in [*range(0, len(BIN), 4999), len(BIN) - 2, len(BIN) - 1, len(BIN) + 1]:
+        with pytest.raises(DataError, match=r"golden\.bin: "):
+            pair(idx=IDX, bin=(BIN + b"\0")[:length])
+
+
+def test_every_flipped_bit_of_the_header_is_noticed(pair):
+    for byte in range(HEADER.size):
+        for flip in [1 << bit for bit in range(8)] + [0xFF]:
+            with pytest.raises(DataError, match=r"golden\.idx: "):
+                pair(idx=flipped(byte, flip))
+
+
+def test_damage_behind_the_header_is_noticed_or_harmless(pair):
+    """The boundary of a document may move unnoticed; a sequence may not."""
+    golden, rng = IndexedDataset(GOLDEN), np.random.default_rng(0)
+    first_of_documents = len(IDX) - golden.documents.nbytes
+    for byte in range(HEADER.size, first_of_documents):
+        with pytest.raises(DataError, match=r"golden\.(idx|bin): "):
+            pair(idx=flipped(byte, int(rng.integers(1, 256))))
+    for byte in range(first_of_documents, len(IDX)):
+        with contextlib.suppress(DataError):
+            indexed = pair(idx=flipped(byte, int(rng.integers(1, 256))))
+            np.testing.assert_array_equal(indexed.offsets, golden.offsets)
+            assert np.all(indexed.documents[1:] >= indexed.documents[:-1])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "offsets", "documents", "problem"),
+    [
+        ([2, 1], [0, 4], [0, 2], None),
+        ([3, -1], [0, 6], [0, 2], "negative length"),
+        ([2, 1], [0, 2], [0, 2], "contradict"),
+        ([2, 1], [2, 6], [0, 2], "contradict"),
+        ([2, 1], [0, 4], [], "do not span"),
+        ([2, 1], [0, 4], [1, 2], "do not span"),
+        ([2, 1], [0, 4], [0, 1], "do not span"),
+        ([2, 1], [0, 4], [0, 2, 1, 2], "ends before it begins"),
+        ([2, 1], [0, 4], [0, -(2**63), 2**63 - 1, 2], "ends before it begins"),
+    ],
+)
+def test_contradictions_are_noticed(lengths, offsets, documents, problem, pair):
+    header = HEADER.pack(b"MMIDIDX\0\0", 1, 8, len(lengths), len(documents))
+    layout = f"<{len(lengths)}i{len(offsets)}q{len(documents)}q"
+    both = {"idx": header + struct.pack(layout, *lengths, *offsets, *documents), "bin": bytes(6)}
+    if problem is None:
+        assert pair(**both).n_tokens == 3
+    else:
+        with pytest.raises(DataError, match=problem):
+            pair(**both)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Opens a copy of the golden pair after replacing the bytes of its files that are given."""
+
+    def open_with(**files: bytes) -> IndexedDataset:
+        for kind, content in files.items():
+            (tmp_path / f"golden.{kind}").write_bytes(content)
+        return IndexedDataset(tmp_path / "golden")
+
+    open_with(idx=IDX, bin=BIN)
+    return open_with
+
+
+def flipped(byte, flip):
+    return IDX[:byte] + bytes([IDX[byte] ^ flip]) + IDX[byte + 1 :]
+
+
+def write(prefix, documents, dtype=np.uint16):
+    with IndexedWriter(prefix, dtype) as writer:
+        for sequences in documents:
+            writer.add_document(sequences)
+    return IndexedDataset(prefix)

@@ -1,0 +1,166 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlm_jax.data.indexed import IndexedDataset, IndexedWriter
+from mlm_jax.data.sampling import GptSamples, build_index, split_ranges
+from mlm_jax.errors import DataError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="module")
+def prose():
+    return IndexedDataset(GOLDEN / "data" / "prose_a_text_document")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("case", ["one_epoch", "many_epochs", "everything"])
+def test_equals_megatron(case, split, prose):
+    samples, golden, part = build(prose, case, split)
+    assert len(samples) == part["length"]
+    for name in ("document", "sample", "shuffle"):
+        ours, megatrons = getattr(samples.index, name), golden(f"0_{name}_index")
+        assert ours.dtype == megatrons.dtype
+        np.testing.assert_array_equal(ours, megatrons)
+    first_six = np.stack([samples[i] for i in range(6)])
+    np.testing.assert_array_equal(first_six[:, :-1], golden("tokens"))
+    np.testing.assert_array_equal(first_six[:, 1:], golden("labels"))
+    assert first_six.dtype == np.int32
+    assert np.all(golden("loss_mask") == 1)  # nothing is padded
+
+
+def test_a_short_last_epoch_is_shuffled_apart(prose):
+    """9000 samples: 8601 end in five epochs of 1720, so the sixth gives 399 < 0.8 * 1720."""
+    _, golden, _ = build(prose, "many_epochs", "train")
+    document, shuffle, sequences = golden("0_document_index"), golden("0_shuffle_index"), 53
+    assert len(document) == 6 * sequences
+    assert sorted(document[-sequences:]) == list(range(sequences))
+    tokens = int(prose.lengths[:sequences].sum())
+    before_last, of_one_epoch = (5 * tokens - 1) // 64, (tokens - 1) // 64
+    assert (before_last, of_one_epoch) == (8601, 1720)
+    assert sorted(shuffle[:before_last]) == list(range(before_last))
+
+    size = dict(seq_len=64, seed=1234)
+    nearly_all = before_last + int(0.8 * of_one_epoch)
+    together = build_index(prose.lengths, range(sequences), n_samples=nearly_all, **size)
+    assert len(together.document) == len(document)
+    assert sorted(together.shuffle[:before_last]) != list(range(before_last))
+    apart = build_index(prose.lengths, range(sequences), n_samples=nearly_all - 1, **size)
+    np.testing.assert_array_equal(apart.shuffle, shuffle)
+    np.testing.assert_array_equal(apart.document, document)
+
+
+@pytest.mark.parametrize("trial", range(40))
+def test_samples_are_where_a_walk_through_the_stream_finds_them(trial):
+    rng = np.random.default_rng(trial)
+    lengths = rng.integers(0, 12, size=30).astype(np.int32) * rng.integers(0, 2, size=30)
+    lengths = np.append(lengths, 3).astype(np.int32)  # never all empty
+    sequences = range(int(rng.integers(0, 15)), 31)
+    seq_len, n_samples = int(rng.integers(1, 20)), int(rng.integers(1, 200))
+    index = build_index(lengths, sequences, n_samples=n_samples, seq_len=seq_len, seed=trial)
+
+    assert len(index.shuffle) >= n_samples
+    assert sorted(index.shuffle) == list(range(len(index.shuffle)))
+    epochs = len(index.document) // len(sequences)
+    assert sorted(index.document) == sorted([*sequences] * epochs)
+    tokens = int(lengths[sequences.start :].sum())
+    assert (epochs - 1) * tokens < n_samples * seq_len + 1 <= epochs * tokens  # no epoch too many
+    stream = [(p, t) for p, s in enumerate(index.document) for t in range(lengths[s])]
+    assert [tuple(row) for row in index.sample.tolist()] == stream[::seq_len][: len(index.sample)]
+    assert len(index.sample) == len(index.shuffle) + 1 == (len(stream) - 1) // seq_len + 1
+
+
+def test_a_sample_is_a_stretch_of_the_stream(tmp_path):
+    """Several sequences in a sample, several samples in a sequence, empty sequences between."""
+    with IndexedWriter(tmp_path / "d", np.int64) as writer:
+        lengths, token = [1, 0, 2, 20, 0, 1, 1, 9], 0
+        for length in lengths:
+            writer.add_document([np.arange(token, token + length)])
+            token += length
+    indexed = IndexedDataset(tmp_path / "d")
+    samples = GptSamples(indexed, range(8), n_samples=40, seq_len=5, seed=3)
+    stream = np.concatenate([indexed.tokens(s) for s in samples.index.document])
+    for i, k in enumerate(samples.index.shuffle.tolist()):
+        np.testing.assert_array_equal(samples[i], stream[5 * k : 5 * k + 6])
+        assert samples[i].dtype == np.int32
+    with pytest.raises(IndexError):
+        samples[len(samples)]
+
+
+def test_the_seed_decides(prose):
+    def shuffled(seed):
+        size = dict(n_samples=None, seq_len=64, seed=seed)
+        return build_index(prose.lengths, range(60), **size).shuffle.tolist()
+
+    assert shuffled(1) == shuffled(1)
+    assert shuffled(1) != shuffled(2)
+
+
+def test_fewer_tokens_than_a_sample_are_repeated_until_they_make_one():
+    lengths = np.array([3, 2], np.int32)
+    index = build_index(lengths, range(2), n_samples=2, seq_len=8, seed=1)
+    assert len(index.document) == 2 * 4  # 4 epochs of 5 tokens hold 2 * 8 + 1
+    with pytest.raises(DataError, match="5 tokens are too few for one sample of 9"):
+        build_index(lengths, range(2), n_samples=None, seq_len=8, seed=1)
+
+
+@pytest.mark.parametrize("sequences", [range(2, 2), range(1, 3)], ids=["no sequence", "no token"])
+@pytest.mark.parametrize("n_samples", [None, 10])
+def test_an_empty_split_is_refused(sequences, n_samples):
+    lengths = np.array([5, 0, 0, 5], np.int32)
+    with pytest.raises(DataError, match=f"split of {len(sequences)} sequences with 0 tokens"):
+        build_index(lengths, sequences, n_samples=n_samples, seq_len=2, seed=1)
+
+
+def test_errors_name_the_file(prose, tmp_path):
+    with pytest.raises(DataError, match="prose_a_text_document: a split of 0 sequences"):
+        GptSamples(prose, range(0), n_samples=None, seq_len=64, seed=1)
+    with IndexedWriter(tmp_path / "d", np.float32) as writer:
+        writer.add_document([[0.5, 1.5]])
+    with pytest.raises(DataError, match=r"d\.bin: float32 values are not token ids"):
+        GptSamples(IndexedDataset(tmp_path / "d"), range(1), n_samples=None, seq_len=1, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("split", "n", "ends"),
+    [
+        ("969, 30, 1", 1000, (969, 999, 1000)),
+        ("969,30,1", 100, (97, 100, 100)),
+        ("88,8,4", 60, (53, 58, 60)),
+        ("1 1", 3, (2, 3, 3)),  # 1.5 rounds to even, as Python rounds
+        ("1 1", 5, (2, 5, 5)),
+        ("100", 7, (7, 7, 7)),
+        ("0,0,1", 7, (0, 0, 7)),
+        ("0.98, 0.01, 0.01", 0, (0, 0, 0)),
+    ],
+)
+def test_split_ranges(split, n, ends):
+    train, valid, test = split_ranges(split, n)
+    assert (train.start, train.stop, valid.stop, test.stop) == (0, *ends)
+    assert (valid.start, test.start) == (train.stop, valid.stop)
+
+
+@pytest.mark.parametrize(
+    "split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan,1", "inf", "1e308,1e308"]
+)
+def test_a_bad_split_is_refused(split):
+    with pytest.raises(DataError, match="969"):
+        split_ranges(split, 10)
+
+
+def build(prose, case, split):
+    folder, number = GOLDEN / "gpt_dataset" / case, SPLITS.index(split)
+    meta = json.loads((folder / "meta.json").read_text())
+    sequences = split_ranges(meta["split"], len(prose))[number]
+    part = meta["splits"][split]["parts"][0]
+    assert (sequences.start, len(sequences)) == (part["first"], part["count"])
+    size = dict(n_samples=meta["requested"][number], seq_len=meta["seq_len"], seed=meta["seed"])
+    return (
+        GptSamples(prose, sequences, **size),
+        lambda name: np.load(folder / f"{split}_{name}.npy"),
+        part,
+    )
