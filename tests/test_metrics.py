@@ -137,9 +137,9 @@ def test_tensorboard_reads_train_and_eval_rows(tmp_path):
 
 def test_a_killed_run_keeps_its_curves(tmp_path):
     log = MetricsLog(tmp_path)
-    for step in (1, 2, 3):
+    for step in range(200):
         log.write("train", step, loss=2.5)
-    assert read_board(tmp_path) == {"train/loss": [(1, 2.5), (2, 2.5), (3, 2.5)]}  # not closed
+    assert len(read_board(tmp_path)["train/loss"]) == 200  # not closed
     log.close()
 
 

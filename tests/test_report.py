@@ -141,7 +141,9 @@ def test_a_run_that_has_hardly_begun(workdir, rows):
 
 
 def test_steps_without_a_finite_loss_are_marked(workdir):
-    write_run(workdir, 100, loss=lambda step: math.nan if step in (50, 100) else 2.5)
+    with MetricsLog(workdir) as log:
+        for step in range(10, 101, 10):
+            log.write("train", step, loss=math.nan if step in (50, 100) else 2.5)
     marks = report(workdir).all("path", class_="lost")
     assert [mark["d"] for mark in marks] == ["M317,228v-9", "M576,228v-9"]  # half way, and the end
     assert "nan" not in (workdir / "report.html").read_text().lower()

@@ -89,9 +89,11 @@ def document(line: bytes, json_key: str, where: str) -> str:
     except (ValueError, RecursionError) as error:
         hint = "an input is .txt, or has one JSON object a line"
         raise DataError(f"{where}: not JSON ({error}); {hint}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get(json_key), str):
-        there = ", ".join(fields) if isinstance(fields, dict) else f"a {type(fields).__name__}"
-        raise DataError(f"{where}: no text under the key {json_key!r}; there is {there or 'none'}")
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: a {type(fields).__name__}, not an object with {json_key!r}")
+    if not isinstance(fields.get(json_key), str):
+        there = ", ".join(f"{key} ({type(value).__name__})" for key, value in fields.items())
+        raise DataError(f"{where}: no text under {json_key!r}; there is {there or 'nothing'}")
     try:
         fields[json_key].encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes

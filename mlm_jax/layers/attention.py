@@ -12,7 +12,7 @@ from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.rotary import rotary_angles, rotate
-from mlm_jax.layers.weight import Normal, bias, linear, weight
+from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
 from mlm_jax.layout import Layout
 
 
@@ -52,7 +52,7 @@ class Attention(nnx.Module):
     k, v   [D, K H]   embed, kv_heads         columns over tp, or replicated where K < tp
     o      [N H, D]   attn_inner, residual    rows over tp
 
-    Forward under tp costs one all-reduce, of the output, which the block asks for.
+    Forward under tp costs one all-reduce, of the output.
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
@@ -89,7 +89,8 @@ class Attention(nnx.Module):
         )  # fmt: skip
         out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
-        return linear(out_BTE, self.o, self.o_bias), cache
+        out_BTD = linear_out(out_BTE, self.o, self.o_bias, self.layout)
+        return checkpoint_name(out_BTD, "block_out"), cache
 
     def _heads(self, x: jax.Array, w: nnx.Param, b: nnx.Param | None, dim: str) -> jax.Array:
         y = linear(x, w, b).reshape(*x.shape[:2], -1, self.head_dim)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mlm_jax.config import ModelConfig
-from mlm_jax.layers.weight import Normal, bias, linear, weight
+from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
 from mlm_jax.layout import Layout
 
 
@@ -18,7 +18,7 @@ class Mlp(nnx.Module):
     up     [D, F]   embed, mlp            columns over tp
     down   [F, D]   mlp_inner, residual   rows over tp
 
-    Forward under tp costs one all-reduce, of the output, which the block asks for.
+    Forward under tp costs one all-reduce, of the output.
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
@@ -34,7 +34,8 @@ class Mlp(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = checkpoint_name(linear(x_BTD, self.up, self.up_bias), "mlp_up")
         h_BTF = self.layout.constrain(self.activation(up_BTF), "batch", "seq", "mlp")
-        return linear(h_BTF, self.down, self.down_bias)
+        out_BTD = linear_out(h_BTF, self.down, self.down_bias, self.layout)
+        return checkpoint_name(out_BTD, "block_out")
 
 
 class GatedMlp(nnx.Module):
@@ -59,7 +60,8 @@ class GatedMlp(nnx.Module):
         gate_BTF = checkpoint_name(linear(x_BTD, self.gate, self.gate_bias), "mlp_up")
         up_BTF = checkpoint_name(linear(x_BTD, self.up, self.up_bias), "mlp_up")
         h_BTF = self.layout.constrain(self.activation(gate_BTF) * up_BTF, "batch", "seq", "mlp")
-        return linear(h_BTF, self.down, self.down_bias)
+        out_BTD = linear_out(h_BTF, self.down, self.down_bias, self.layout)
+        return checkpoint_name(out_BTD, "block_out")
 
 
 ACTIVATIONS = {

@@ -55,6 +55,25 @@ def linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
     return y if b is None else y + b[...].astype(x.dtype)
 
 
+def linear_out(x_BTI: jax.Array, w: nnx.Param, b: nnx.Param | None, layout: Layout) -> jax.Array:
+    """The linear layer that writes to the residual stream [B, T, D]: sums over tp, then splits.
+
+    Where the residual stream is split over tp the two together are one reduce-scatter; the bias
+    comes after it, since between the two it would keep XLA from seeing that.
+    """
+    y_BTD = layout.constrain(linear(x_BTI, w, None), "batch", "seq", None)
+    y_BTD = layout.constrain(y_BTD, "batch", "residual_seq", None)
+    return y_BTD if b is None else y_BTD + b[...].astype(x_BTI.dtype)
+
+
+def gathered(h_BTD: jax.Array, layout: Layout) -> jax.Array:
+    """A normed value of the residual stream with its whole sequence, as linear layers read it."""
+    if layout.axes("residual_seq") != layout.axes("seq"):
+        h_BTD = layout.constrain(h_BTD, "batch", "residual_seq", None)
+        h_BTD = jax.lax.optimization_barrier(h_BTD)  # or XLA gathers the norm's float32 value
+    return layout.constrain(h_BTD, "batch", "seq", None)
+
+
 def stacked(block: M, n_layers: int) -> M:
     """`block` declared n_layers times: each weight gains a first dim, `layer`, to be scanned over."""
 

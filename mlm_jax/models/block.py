@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from mlm_jax.config import ModelConfig
 from mlm_jax.layers.attention import Attention, View
@@ -14,6 +13,7 @@ from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.mlp import MLPS
 from mlm_jax.layers.norm import NORMS
+from mlm_jax.layers.weight import gathered
 from mlm_jax.layout import Layout
 
 
@@ -35,23 +35,11 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
         layer: jax.Array,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
-        y_BTD, cache = self.attention(self._whole(self.attention_norm(x_BTD)), view, cache, layer)
-        x_BTD += dropout(self._split(y_BTD), self.dropout, keys_B, layer, "attention")
-        y_BTD = self.mlp(self._whole(self.mlp_norm(x_BTD)))
-        return x_BTD + dropout(self._split(y_BTD), self.dropout, keys_B, layer, "mlp"), cache
-
-    def _whole(self, h_BTD: jax.Array) -> jax.Array:
-        """The whole sequence, gathered over tp where the residual stream is split."""
-        if self.layout.spec("residual_seq") != self.layout.spec("seq"):
-            h_BTD = self.layout.constrain(h_BTD, "batch", "residual_seq", None)
-            h_BTD = jax.lax.optimization_barrier(h_BTD)  # or XLA gathers the norm's float32 value
-        return self.layout.constrain(h_BTD, "batch", "seq", None)
-
-    def _split(self, y_BTD: jax.Array) -> jax.Array:
-        """A sum over tp, then split as the residual stream is: together one reduce-scatter."""
-        y_BTD = self.layout.constrain(y_BTD, "batch", "seq", None)
-        y_BTD = self.layout.constrain(y_BTD, "batch", "residual_seq", None)
-        return checkpoint_name(y_BTD, "block_out")
+        h_BTD = gathered(self.attention_norm(x_BTD), self.layout)
+        y_BTD, cache = self.attention(h_BTD, view, cache, layer)
+        x_BTD += dropout(y_BTD, self.dropout, keys_B, layer, "attention")
+        y_BTD = self.mlp(gathered(self.mlp_norm(x_BTD), self.layout))
+        return x_BTD + dropout(y_BTD, self.dropout, keys_B, layer, "mlp"), cache
 
 
 def run_blocks(

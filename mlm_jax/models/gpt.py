@@ -10,7 +10,7 @@ from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.embedding import Embedding, Head
 from mlm_jax.layers.norm import NORMS
-from mlm_jax.layers.weight import stacked
+from mlm_jax.layers.weight import gathered, stacked
 from mlm_jax.layout import Layout
 from mlm_jax.models.block import Block, run_blocks
 
@@ -70,4 +70,4 @@ class Gpt(nnx.Module):
         x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
         x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
         x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat)
-        return self.layout.constrain(self.norm(x_BTD), "batch", "seq", None), cache
+        return gathered(self.norm(x_BTD), self.layout), cache

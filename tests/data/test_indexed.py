@@ -105,7 +105,7 @@ def test_a_missing_file_is_named(kind, tmp_path):
 
 
 def test_every_truncation_is_noticed(pair):
-    for length in range(len(IDX)):
+    for length in [*range(0, HEADER.size + 9), *range(HEADER.size, len(IDX), 7), len(IDX) - 1]:
         with pytest.raises(DataError, match=r"golden\.idx: "):
             pair(idx=IDX[:length])
     with pytest.raises(DataError, match=r"golden\.idx: "):
@@ -126,10 +126,10 @@ def test_damage_behind_the_header_is_noticed_or_harmless(pair):
     """The boundary of a document may move unnoticed; a sequence may not."""
     golden, rng = IndexedDataset(GOLDEN), np.random.default_rng(0)
     first_of_documents = len(IDX) - golden.documents.nbytes
-    for byte in range(HEADER.size, first_of_documents):
+    for byte in range(HEADER.size, first_of_documents, 3):
         with pytest.raises(DataError, match=r"golden\.(idx|bin): "):
             pair(idx=flipped(byte, int(rng.integers(1, 256))))
-    for byte in range(first_of_documents, len(IDX)):
+    for byte in range(first_of_documents, len(IDX), 3):
         with contextlib.suppress(DataError):
             indexed = pair(idx=flipped(byte, int(rng.integers(1, 256))))
             np.testing.assert_array_equal(indexed.offsets, golden.offsets)
