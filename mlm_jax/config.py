@@ -42,14 +42,18 @@ class ModelConfig:
     positions: Literal["learned", "rotary"] = setting("learned", "how a token knows its place")
     rotary_base: float = setting(10000.0, "base of rotary frequencies", low=1.0)
     activation: Literal["gelu", "gelu_exact", "swiglu"] = setting("gelu", "gelu: tanh; exact: erf")
-    attention: Literal["auto", "xla", "cudnn"] = setting("auto", "kernel; auto: cudnn where it fits")
+    attention: Literal["auto", "xla", "cudnn"] = setting(
+        "auto", "kernel; auto: cudnn where it fits"
+    )
     bias: bool = setting(True, "biases in linear layers")
     tied: bool = setting(True, "the output projection is the embedding table")
     dropout: float = setting(0.0, "share dropped: embedding, both block outputs", low=0, below=1)
     dtype: Literal["float32", "bfloat16", "float64"] = setting(
         "float32", "of matrix products; parameters stay float32 (float64 only with float64)"
     )
-    init_std: float = setting(0.02, "of initial weights; residual projections / sqrt(2 n_layers)", low=0)
+    init_std: float = setting(
+        0.02, "of initial weights; residual projections / sqrt(2 n_layers)", low=0
+    )
 
     def __post_init__(self):
         derived = {
@@ -109,7 +113,8 @@ class TrainConfig:
     eval_every: int = setting(100, "steps between evaluations; also at the end", low=1)
     eval_batches: int = setting(8, "batches of global_batch_size in an evaluation", low=1)
     remat: Literal["none", "selective", "full"] = setting(
-        "none", "recompute in backward: selective keeps a block's matrix products, full only its input"
+        "none",
+        "recompute in backward: selective keeps a block's matrix products, full only its input",
     )
     bad_steps_limit: int = setting(10, "stop after so many non-finite steps in a row", low=1)
 
@@ -121,7 +126,9 @@ class OptimizerConfig:
     min_lr: float = setting(0.0, "at the end of the decay", low=0.0)
     schedule: Literal["constant", "cosine"] = setting("cosine", "after the warm-up")
     warmup_steps: int = setting(0, "steps of linear warm-up from 0", low=0)
-    decay_steps: int | None = setting(None, "steps until min_lr, warm-up included; None: steps", low=1)
+    decay_steps: int | None = setting(
+        None, "steps until min_lr, warm-up included; None: steps", low=1
+    )
     b1: float = setting(0.9, "decay of Adam's first moment", low=0.0, below=1.0)
     b2: float = setting(0.95, "decay of Adam's second moment", low=0.0, below=1.0)
     eps: float = setting(1e-8, "Adam's epsilon", low=0.0)
@@ -133,9 +140,12 @@ class OptimizerConfig:
 class DataConfig:
     path: str | None = setting(None, "prefix of PREFIX.bin and PREFIX.idx; None: built-in corpus")
     split: str = setting("969,30,1", "parts of the documents: train, validation, test")
-    tokenizer: str | None = setting(None, "tokenizer.json or its folder; needed for text and bits a byte")
+    tokenizer: str | None = setting(
+        None, "tokenizer.json or its folder; needed for text and bits a byte"
+    )
     cross_document_attention: bool = setting(
-        False, "packed documents attend to each other and positions run on, as in Megatron's default"
+        False,
+        "packed documents attend to each other and positions run on, as in Megatron's default",
     )
 
 
@@ -170,7 +180,8 @@ def defaults() -> "ConfigDict":
         return config_dict.placeholder(known) if field.default in (None, ()) else field.default
 
     tree = {
-        s: {f.name: placeholder(f) for f in dataclasses.fields(kind)} for s, kind in SECTIONS.items()
+        s: {f.name: placeholder(f) for f in dataclasses.fields(kind)}
+        for s, kind in SECTIONS.items()
     }
     return ConfigDict({**tree, "name": config_dict.placeholder(str)}).lock()
 
@@ -223,7 +234,13 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
             problems.append(f"{key}={flat[key]!r} is not {why}")
             bad.add(key)
     sections = {
-        s: kind(**{k.rpartition(".")[2]: v for k, v in good.items() if k.startswith(s + ".") and k not in bad})
+        s: kind(
+            **{
+                k.rpartition(".")[2]: v
+                for k, v in good.items()
+                if k.startswith(s + ".") and k not in bad
+            }
+        )
         for s, kind in SECTIONS.items()
     }
     run = RunConfig(**sections, name=good.get("name", "run"))
@@ -301,7 +318,9 @@ def _typed(value: Any, field: dataclasses.Field) -> Any:
         if value in choices:
             return value
         near = difflib.get_close_matches(str(value), choices, n=1)
-        raise ValueError(f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(
+            f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
     if kind is str:
         if isinstance(value, str):
             return value
@@ -366,7 +385,9 @@ def _read_spec(spec: str) -> "ConfigDict":
         shipped = sorted(p.stem for p in shipped_configs().glob("*.py"))
         near = difflib.get_close_matches(name, shipped, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"no config {str(path) if is_file else name!r}; {hint}shipped: {', '.join(shipped)}")
+        raise ConfigError(
+            f"no config {str(path) if is_file else name!r}; {hint}shipped: {', '.join(shipped)}"
+        )
     try:
         module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
         assert module_spec and module_spec.loader

@@ -1,4 +1,4 @@
-"""What mlm_jax raises when a request cannot be carried out. The command line turns each into exit status 2."""
+"""What mlm_jax raises when a request cannot be carried out: exit status 2 on the command line."""
 
 
 class MlmJaxError(Exception):

@@ -89,7 +89,9 @@ class Layout:
             fit = f"dp={rest}" if rest else f"sizes whose product is {count}"
             problems.append(f"{_sizes(sizes)} is {used} devices, and there are {count}; try {fit}")
         if sequence_parallel and tp == 1:
-            problems.append("layout.sequence_parallel=True does nothing with layout.tp=1; leave it out")
+            problems.append(
+                "layout.sequence_parallel=True does nothing with layout.tp=1; leave it out"
+            )
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
         problems += _bad_rules(table, weights)
@@ -167,6 +169,12 @@ class Layout:
         fitted.check(**dims)
         return fitted
 
+    def whole_sequence(self) -> "Layout":
+        """This layout without sequence parallelism: generation adds one token a turn."""
+        return dataclasses.replace(
+            self, rules=dict(self.rules) | {"residual_seq": self.rules["seq"]}
+        )
+
     def check(self, **sizes: int) -> None:
         """Raise one LayoutError with every dim that does not divide, and sizes that would."""
         misfits = {}
@@ -229,10 +237,14 @@ def resolve(cfg: LayoutConfig, count: int) -> tuple[dict[str, int], bool]:
     """Sizes of all axes on `count` devices, and whether sequence parallelism is on."""
     preset = PRESETS[cfg.preset or ("single" if count == 1 else "dp")]
     given = {a: n for a in MESH_AXES if (n := getattr(cfg, a)) is not None}
-    sizes = dict.fromkeys(MESH_AXES, 1) | {a: n for a, n in preset.items() if a in MESH_AXES} | given
+    sizes = (
+        dict.fromkeys(MESH_AXES, 1) | {a: n for a, n in preset.items() if a in MESH_AXES} | given
+    )
     rest = [a for a in MESH_AXES if given.get(a) == -1]
     if len(rest) > 1:
-        raise LayoutError(f"{' and '.join(f'layout.{a}=-1' for a in rest)}: at most one takes the rest")
+        raise LayoutError(
+            f"{' and '.join(f'layout.{a}=-1' for a in rest)}: at most one takes the rest"
+        )
     if rest:  # given by hand: the preset's own -1 gives way
         sizes = {a: 1 if n == -1 and a not in rest else n for a, n in sizes.items()}
     elif "dp" not in given and cfg.preset != "single" and -1 not in sizes.values():

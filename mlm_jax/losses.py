@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 
-def next_token_nats(model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None) -> jax.Array:
+def next_token_nats(
+    model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None
+) -> jax.Array:
     """Sum over the batch of weight * -log p(target): float32 [].
 
     batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; optionally segments

@@ -76,7 +76,11 @@ def train_step(
         return next_token_nats(model, micro, keys) / total
 
     loss, grads = accumulate(
-        jax.value_and_grad(loss_of), state.params, batch | {"row": rows}, run.train.accumulate, layout
+        jax.value_and_grad(loss_of),
+        state.params,
+        batch | {"row": rows},
+        run.train.accumulate,
+        layout,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)

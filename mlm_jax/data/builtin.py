@@ -83,8 +83,8 @@ def cache_folder() -> Path:
     """MLM_JAX_CACHE, or mlm_jax in XDG_CACHE_HOME or in ~/.cache."""
     if own := os.environ.get("MLM_JAX_CACHE"):
         return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "mlm_jax"
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg) / "mlm_jax"
     try:
         return Path.home() / ".cache" / "mlm_jax"
     except RuntimeError:

@@ -53,12 +53,16 @@ class GptSamples:
         return len(self.index.shuffle)
 
     def __getitem__(self, i: int) -> np.ndarray:
+        return np.concatenate(self.pieces(i), dtype=np.int32)
+
+    def pieces(self, i: int) -> list[np.ndarray]:
+        """Sample i as the stretches of documents it is made of."""
         k = int(self.index.shuffle[i])
         (first, begin), (last, end) = self.index.sample[k : k + 2].tolist()
         pieces = [self.indexed.tokens(s) for s in self.index.document[first : last + 1]]
         pieces[-1] = pieces[-1][: end + 1]
         pieces[0] = pieces[0][begin:]
-        return np.concatenate(pieces, dtype=np.int32)
+        return pieces
 
 
 class GptIndex(NamedTuple):

@@ -102,7 +102,9 @@ def renamed(params: nnx.State, layout: Layout) -> nnx.State:
     """The same weights with the dims that layout.weights gives them."""
 
     def rename(path: tuple, w: nnx.Param) -> nnx.Param:
-        return w.replace(out_sharding=layout.rename(path_name(path), w.get_metadata()["out_sharding"]))
+        return w.replace(
+            out_sharding=layout.rename(path_name(path), w.get_metadata()["out_sharding"])
+        )
 
     return jax.tree_util.tree_map_with_path(rename, params, is_leaf=is_weight)
 

@@ -30,3 +30,11 @@ def build(cfg: ModelConfig, layout: Layout, seed: int = 0) -> Any:
     shardings = layout.fit(cfg).shardings(declared)
     params = jax.jit(lambda: materialise(declared, seed), out_shardings=shardings)()
     return nnx.merge(graphdef, params)
+
+
+def relaid(model: Any, layout: Layout) -> Any:
+    """The same weights in a model whose activations follow another layout with the same splits."""
+    if layout == model.layout:
+        return model
+    graphdef, _ = nnx.split(declare(model.cfg, layout, model.remat), nnx.Param)
+    return nnx.merge(graphdef, nnx.state(model, nnx.Param))

@@ -81,6 +81,22 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.bin", "d.idx"]
 
 
+def test_an_old_index_never_meets_new_tokens(tmp_path, monkeypatch):
+    write(tmp_path / "d", [[[1, 2, 3]]])
+    rename = Path.rename
+
+    def stop_before_the_index(source, target):
+        if target.suffix == ".idx":
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", stop_before_the_index)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "d", [[[1], [2, 3]]])
+    with pytest.raises(DataError, match=r"d\.idx: no such file"):
+        IndexedDataset(tmp_path / "d")
+
+
 @pytest.mark.parametrize("token", [-1, 65536, 1.5])
 def test_a_token_that_does_not_fit_is_refused(token, tmp_path):
     with pytest.raises(DataError, match=f"d: token {token} does not fit uint16"):

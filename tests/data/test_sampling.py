@@ -104,6 +104,8 @@ def test_fewer_tokens_than_a_sample_are_repeated_until_they_make_one():
     lengths = np.array([3, 2], np.int32)
     index = build_index(lengths, range(2), n_samples=2, seq_len=8, seed=1)
     assert len(index.document) == 2 * 4  # 4 epochs of 5 tokens hold 2 * 8 + 1
+    index = build_index(lengths, range(2), n_samples=1, seq_len=5, seed=1)
+    assert len(index.document) == 2 * 2  # one epoch lacks the last target
     with pytest.raises(DataError, match="5 tokens are too few for one sample of 9"):
         build_index(lengths, range(2), n_samples=None, seq_len=8, seed=1)
 

@@ -1,0 +1,1 @@
+"""Saving runs and finding them again."""

@@ -1,0 +1,195 @@
+"""Generation: a prefill of the prompts, then a compiled loop that adds a token a turn.
+
+Prompts of different lengths share a batch, padded on the right: the token at position p of a row is
+in slot p of its cache, so a row's new tokens overwrite its padding, which nothing ever looks at.
+Lengths and batch sizes are rounded up, so that few programs are compiled.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlm_jax.errors import ConfigError
+from mlm_jax.inference.sampling import Sampling, choose
+from mlm_jax.layers.cache import Cache
+from mlm_jax.models import relaid
+
+STOP_CHECK = 16  # tokens between looks for stop strings
+
+
+def generate(
+    model: Any, prompts: Sequence[str], *, max_tokens: int = 64, temperature: float = 0.8,
+    top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int = 0,
+    stop: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Continuations of the prompts, without the prompts; each ends before the first stop string.
+
+    temperature 0 is greedy. The same seed, prompts and order give the same texts under any layout.
+    Raises ConfigError for a prompt that leaves no room for max_tokens in the context.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ConfigError(
+            "this model has no tokenizer; train with data.tokenizer, or pass token ids"
+        )
+    stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
+
+    def ended(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids)
+        return any(s in text for s in stop)
+
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    ids = [tokenizer.encode(prompt) or [tokenizer.eod_id or 0] for prompt in prompts]
+    new = generate_ids(
+        model, ids, max_tokens=max_tokens, sampling=sampling, seed=seed,
+        eod_id=tokenizer.eod_id, ended=ended if stop else None,
+    )  # fmt: skip
+    return [_until(tokenizer.decode(row), stop) for row in new]
+
+
+def generate_ids(
+    model: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, sampling: Sampling,
+    seed: int = 0, eod_id: int | None = None, ended: Any = None,
+) -> list[list[int]]:  # fmt: skip
+    """New token ids of each prompt, without eod_id, which ends a row. ended(ids) may end one too."""
+    cfg = model.cfg
+    check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling)
+    if not prompts:
+        return []
+    layout = model.layout.whole_sequence()
+    model = relaid(model, layout)
+    lengths = [len(p) for p in prompts]
+    rows = round_up(len(prompts), layout.ways("batch"), cap=None)
+    width = round_up(max(lengths), 16, cap=cfg.seq_len)
+    slots = round_up(max(lengths) + max_tokens, 64, cap=cfg.seq_len)
+    tokens_BP = np.zeros((rows, width), np.int32)
+    for row, prompt in zip(tokens_BP, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    lengths_B = np.array(lengths + [1] * (rows - len(prompts)), np.int32)
+    seen_BV = np.zeros((rows, cfg.padded_vocab), bool)
+    for row, prompt in zip(seen_BV, prompts, strict=False):
+        row[list(prompt)] = True
+
+    placed = jax.device_put((tokens_BP, seen_BV), layout.sharding("batch", None))
+    turn = prefill(model, *placed, jax.device_put(lengths_B, layout.sharding("batch")), slots)
+    greedy, eod = sampling.temperature == 0, -1 if eod_id is None else eod_id
+    done, chunk = np.arange(rows) >= len(prompts), STOP_CHECK if ended else max_tokens
+    for first in range(0, max_tokens, chunk):
+        turn = turn._replace(done_B=jax.device_put(done, layout.sharding("batch")))
+        last = min(first + chunk, max_tokens)
+        turn = decode(model, turn, sampling, np.uint32(seed), np.int32(last), np.int32(eod), greedy)
+        out_BN, done = np.asarray(turn.out_BN), np.array(turn.done_B)
+        new = [trim(row[:last], eod) for row in out_BN[: len(prompts)].tolist()]
+        if ended:
+            done[: len(prompts)] |= [ended(ids) for ids in new]
+        if done.all():
+            break
+    return new
+
+
+class Turn(NamedTuple):
+    """Where the rows of a batch are. out [B, S]: new tokens; at [B]: the position of the next one."""
+
+    cache: Cache
+    logits_BV: jax.Array
+    seen_BV: jax.Array
+    at_B: jax.Array
+    out_BN: jax.Array
+    done_B: jax.Array
+    n: jax.Array
+
+
+@partial(jax.jit, static_argnames="slots")
+def prefill(
+    model: Any, tokens_BP: jax.Array, seen_BV: jax.Array, lengths_B: jax.Array, slots: int
+) -> Turn:
+    B, P = tokens_BP.shape
+    cache = Cache.zeros(model.cfg, model.layout, B, slots)
+    h_BPD, cache = model.extend(tokens_BP, jnp.broadcast_to(jnp.arange(P), (B, P)), cache)
+    last_B1D = jnp.take_along_axis(h_BPD, (lengths_B - 1)[:, None, None], axis=1)
+    out_BN = jnp.full((B, slots), -1, jnp.int32)
+    logits_BV = model.logits(last_B1D)[:, 0]
+    return Turn(cache, logits_BV, seen_BV, lengths_B, out_BN, jnp.zeros(B, bool), jnp.int32(0))
+
+
+@partial(jax.jit, static_argnames="greedy", donate_argnames="turn")
+def decode(
+    model: Any, turn: Turn, sampling: Sampling, seed: jax.Array, last: jax.Array, eod: jax.Array,
+    greedy: bool,
+) -> Turn:  # fmt: skip
+    """Adds tokens to each row until `last` of them, or eod_id."""
+    B = turn.at_B.shape[0]
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
+
+    def add(turn: Turn) -> Turn:
+        keys = jax.vmap(jax.random.fold_in)(keys_B, turn.at_B)
+        token_B = choose(turn.logits_BV, turn.seen_BV, sampling, keys, greedy)
+        token_B = jnp.where(turn.done_B, eod, token_B)
+        h_B1D, cache = model.extend(token_B[:, None], turn.at_B[:, None], turn.cache)
+        seen_BV = turn.seen_BV | (jnp.arange(turn.seen_BV.shape[1]) == token_B[:, None])
+        done_B = turn.done_B | (token_B == eod)
+        out_BN = turn.out_BN.at[:, turn.n].set(token_B)
+        logits_BV = model.logits(h_B1D)[:, 0]
+        return Turn(cache, logits_BV, seen_BV, turn.at_B + 1, out_BN, done_B, turn.n + 1)
+
+    return jax.lax.while_loop(lambda turn: (turn.n < last) & ~turn.done_B.all(), add, turn)
+
+
+def check(
+    prompts: Sequence[Sequence[int]], max_tokens: int, seq_len: int, vocab_size: int, s: Sampling
+) -> None:
+    """Raises one ConfigError with everything that cannot be carried out."""
+    problems = [
+        f"{name}={value} must be {range_}"
+        for name, value, good, range_ in [
+            ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
+            ("temperature", s.temperature, s.temperature >= 0, "at least 0; 0 is greedy"),
+            ("top_k", s.top_k, s.top_k >= 0, "at least 0; 0 is off"),
+            ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1; 1 is off"),
+            (
+                "repetition_penalty",
+                s.repetition_penalty,
+                s.repetition_penalty > 0,
+                "above 0; 1 is off",
+            ),
+        ]
+        if not good
+    ]
+    for i, prompt in enumerate(prompts):
+        room = seq_len - len(prompt)
+        if not prompt:
+            problems.append(f"prompt {i} is empty; give at least one token")
+        elif room < 1:
+            problems.append(
+                f"prompt {i} has {len(prompt)} tokens, the context is {seq_len}; shorten it"
+            )
+        elif max_tokens > room:
+            problems.append(
+                f"prompt {i} has {len(prompt)} tokens; with max_tokens={max_tokens} they exceed the"
+                f" context of {seq_len}; try max_tokens={room}"
+            )
+        if any(not 0 <= t < vocab_size for t in prompt):
+            problems.append(f"prompt {i} has ids beyond model.vocab_size={vocab_size}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def round_up(n: int, least: int, cap: int | None) -> int:
+    """The next of least, 2 least, 4 least, ..., but not above cap."""
+    size = least
+    while size < n:
+        size *= 2
+    return size if cap is None else min(size, cap)
+
+
+def trim(row: list[int], eod: int) -> list[int]:
+    ends = [i for i, token in enumerate(row) if token in (eod, -1)]
+    return row[: ends[0]] if ends else row
+
+
+def _until(text: str, stop: Sequence[str]) -> str:
+    return text[: min([text.find(s) for s in stop if s in text], default=len(text))]
