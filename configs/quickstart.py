@@ -8,8 +8,8 @@ from mlm_jax.config import defaults
 
 def get_config():
     cfg = defaults()  # mlm_jax/config.py: every key there is; the model's defaults are this one's
-    cfg.train.steps = 1500
-    cfg.train.global_batch_size = 16
+    cfg.train.steps = 1100
+    cfg.train.global_batch_size = 8
     cfg.optimizer.lr = 4e-3
     cfg.optimizer.warmup_steps = 50
     return cfg

@@ -1,0 +1,33 @@
+"""mlm_jax: large transformers in JAX, the layout as data. See README.md.
+
+Names are imported when first used, so that `import mlm_jax` and the command line answer at once.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+EXPORTS = {
+    "load_config": "mlm_jax.config",
+    "RunConfig": "mlm_jax.config",
+    "Layout": "mlm_jax.layout",
+    "build": "mlm_jax.models",
+    "load": "mlm_jax.checkpoint.workdir",
+    "generate": "mlm_jax.inference.engine",
+    "train": "mlm_jax.loop",
+    "MlmJaxError": "mlm_jax.errors",
+}
+__all__ = [*EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(
+            f"module 'mlm_jax' has no attribute {name!r}; it has {', '.join(EXPORTS)}"
+        )
+    return getattr(importlib.import_module(EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *EXPORTS])

@@ -1,0 +1,103 @@
+"""A run's folder: what it was asked for, its tokenizer, and its model again."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mlm_jax.checkpoint.manager import Checkpoints
+from mlm_jax.config import KEYS, RunConfig, from_dict
+from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.errors import CheckpointError
+from mlm_jax.layout import Layout
+from mlm_jax.models import declare
+from mlm_jax.step import placed
+
+FORMAT = 1
+# What a run cannot change on its way: its weights and its batches would be those of another run.
+FREE = ("model.attention", "model.dropout", "model.dtype", "model.norm_eps", "data.tokenizer")
+FIXED = (
+    *(key for key in KEYS if key.startswith(("model.", "data.")) and key not in FREE),
+    "train.seed",
+    "train.global_batch_size",
+    "optimizer.name",
+)
+
+
+def check_same_run(workdir: Path, run: RunConfig) -> None:
+    """Raises CheckpointError where workdir holds another run, or something else."""
+    if not (workdir / "config.json").exists():
+        if workdir.exists() and not workdir.is_dir():
+            raise CheckpointError(f"workdir {workdir} is a file; choose another")
+        if (workdir / "checkpoints").exists():
+            raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
+        return
+    there, here = (_flat(r.to_dict()) for r in (read_run(workdir), run))
+    differ = [f"{k} is {there[k]!r} there, {here[k]!r} here" for k in FIXED if there[k] != here[k]]
+    if differ:
+        raise CheckpointError(
+            f"workdir {workdir} holds a run with other settings; choose another workdir, or set"
+            " these back:\n  " + "\n  ".join(differ)
+        )
+
+
+def write_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
+    """config.json and tokenizer/, so that the folder alone is enough to use the model."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    packages = ("mlm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {p: importlib.metadata.version(p) for p in packages}
+    content = {"format": FORMAT, "versions": versions | {"python": platform.python_version()}}
+    text = json.dumps(content | run.to_dict(), indent=1)
+    part = workdir / "config.json.part"
+    part.write_text(text + "\n")
+    os.replace(part, workdir / "config.json")
+    if tokenizer and not (workdir / "tokenizer" / "tokenizer.json").exists():
+        tokenizer.save(workdir / "tokenizer")
+
+
+def read_run(workdir: Path) -> RunConfig:
+    """The settings in workdir/config.json. Raises CheckpointError where they cannot be read."""
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        found = content.pop("format")
+    except FileNotFoundError:
+        raise CheckpointError(f"{workdir} holds no run: there is no {path}") from None
+    except (OSError, ValueError, KeyError, AttributeError) as why:
+        raise CheckpointError(f"{path} cannot be read: {why}") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found}; this version reads format {FORMAT}")
+    content.pop("versions", None)
+    return from_dict(content)
+
+
+def load(workdir: Path | str, step: int | None = None, layout: Layout | None = None) -> Any:
+    """The model of a run, at a step or the newest, under a layout (default: the first device).
+
+    It carries `model.tokenizer`, None if the run had none, and `model.run`.
+    """
+    workdir = Path(workdir)
+    run = read_run(workdir)
+    layout = (layout or Layout.create(jax.devices()[:1])).fit(run.model)
+    graphdef, declared = nnx.split(declare(run.model, layout), nnx.Param)
+    with Checkpoints(workdir) as checkpoints:
+        params = checkpoints.restore_params(placed(declared, layout.shardings(declared)), step)
+    model = nnx.merge(graphdef, params)
+    has_tokenizer = (workdir / "tokenizer" / "tokenizer.json").exists()
+    model.tokenizer = Tokenizer.load(workdir / "tokenizer") if has_tokenizer else None
+    model.run = run
+    return model
+
+
+def _flat(values: dict) -> dict:
+    return {
+        f"{section}.{key}": value
+        for section, group in values.items()
+        if isinstance(group, dict)
+        for key, value in group.items()
+    }

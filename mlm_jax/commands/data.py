@@ -1,0 +1,71 @@
+"""mlm-jax data"""
+
+from pathlib import Path
+
+from mlm_jax.commands import command_parser, parse
+from mlm_jax.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """mlm-jax data build --input FILE ... --tokenizer T --output PREFIX [--append_eod]
+    mlm-jax data inspect PREFIX [--tokenizer T]
+
+    build: JSON lines or plain text to Megatron-LM's PREFIX_text_document.bin and .idx.
+    inspect: what such a pair holds, and whether it is whole.
+    """
+    action, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if action in ACTIONS:
+        return ACTIONS[action](rest)
+    parser = command_parser("data", main.__doc__)
+    parser.add_argument("action", choices=ACTIONS)
+    parse(parser, argv)
+    raise ConfigError(f"{action!r} is no action; there are {', '.join(ACTIONS)}")
+
+
+def build(argv: list[str]) -> int:
+    """Text to PREFIX_KEY_document.bin and .idx, as Megatron-LM's preprocess_data.py writes them."""
+    parser = command_parser("data build", build.__doc__)
+    parser.add_argument("--input", nargs="+", type=Path, required=True, help=".jsonl or .txt files")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="tokenizer.json or its folder"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument("--json_key", default="text", help="key of the text in a JSON line")
+    parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
+    args, _ = parse(parser, argv)
+    from mlm_jax.data.preprocess import build as write
+    from mlm_jax.data.tokenizer import Tokenizer
+
+    counts = write(
+        args.input, Tokenizer.load(args.tokenizer), args.output, json_key=args.json_key,
+        append_eod=args.append_eod,
+    )  # fmt: skip
+    print(f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes:,} bytes")
+    print(f"--config.data.path={args.output}_{args.json_key}_document")
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """Documents, tokens and lengths of PREFIX.bin and .idx; with a tokenizer, the first words."""
+    parser = command_parser("data inspect", inspect.__doc__)
+    parser.add_argument("prefix", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or its folder")
+    args, _ = parse(parser, argv)
+    from mlm_jax.data.indexed import IndexedDataset
+    from mlm_jax.data.tokenizer import Tokenizer
+
+    indexed, n = IndexedDataset(args.prefix), 0
+    lengths = sorted(indexed.lengths.tolist())
+    print(f"{len(indexed.documents) - 1:,} documents, {len(indexed):,} sequences")
+    print(f"{indexed.n_tokens:,} tokens as {indexed.dtype}")
+    if lengths:
+        middle, most = lengths[len(lengths) // 2], lengths[-1]
+        print(f"lengths: {lengths[0]:,} least, {middle:,} median, {most:,} most")
+    if args.tokenizer:
+        tokenizer = Tokenizer.load(args.tokenizer)
+        for n in range(min(3, len(indexed))):
+            print(f"[{n}] {tokenizer.decode(indexed.tokens(n, 0, min(32, indexed.lengths[n])))!r}")
+    return 0
+
+
+ACTIONS = {"build": build, "inspect": inspect}

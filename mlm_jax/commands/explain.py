@@ -1,0 +1,50 @@
+"""mlm-jax explain"""
+
+import math
+
+from mlm_jax.commands import add_config, command_parser, parse
+from mlm_jax.config import load_config
+
+
+def main(argv: list[str]) -> int:
+    """mlm-jax explain --config SPEC [--devices N] [--config.KEY=VALUE ...]
+
+    What a layout does with each weight: shape, names of its dims, rule that fired, spec, bytes on a
+    device. The devices are only imagined: 512 GPUs are explained on a laptop.
+    """
+    parser = command_parser("explain", main.__doc__)
+    add_config(parser)
+    parser.add_argument(
+        "--devices", type=int, help="default: the product of the sizes that are set"
+    )
+    args, overrides = parse(parser, argv)
+    run = load_config(args.config, overrides)
+    from flax import nnx
+
+    from mlm_jax.errors import ConfigError
+    from mlm_jax.layout import MESH_AXES, Layout
+    from mlm_jax.models import declare
+
+    sizes = [getattr(run.layout, axis) or 1 for axis in MESH_AXES]
+    devices = args.devices or math.prod(n for n in sizes if n > 0)
+    if devices < 1:
+        raise ConfigError(f"--devices {devices} must be at least 1")
+    layout = Layout.from_config(run, devices)
+    params = nnx.state(declare(run.model, layout), nnx.Param)
+    rows = layout.explain(params)
+    table = [("weight", "shape", "dims", "rule", "spec", "bytes/device")] + [
+        (r["weight"], "x".join(map(str, r["shape"])), " ".join(r["dims"]), r["rule"],
+         str(r["spec"]).removeprefix("P"), f"{r['bytes']:,}")
+        for r in rows
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    count = sum(math.prod(r["shape"]) for r in rows)
+    held = sum(r["bytes"] for r in rows)
+    mesh = " ".join(f"{axis}={n}" for axis, n in layout.mesh.shape.items())
+    print(f"\n{count:,} parameters; mesh {mesh}")
+    print(
+        f"{held / 2**30:.3f} GiB of weights on a device, {3 * held / 2**30:.3f} with Adam's moments"
+    )
+    return 0

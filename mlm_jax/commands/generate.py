@@ -1,0 +1,55 @@
+"""mlm-jax generate"""
+
+import sys
+from pathlib import Path
+
+from mlm_jax.commands import command_parser, parse
+from mlm_jax.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """mlm-jax generate --workdir DIR --prompt TEXT [--prompt TEXT ...] [options]
+
+    Prints each prompt with its continuation.
+    """
+    parser = command_parser("generate", main.__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
+    parser.add_argument(
+        "--prompt", action="append", required=True, help="may be given several times"
+    )
+    parser.add_argument("--max_tokens", type=int, default=64, help="new tokens, 64")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0.8; 0 is greedy")
+    parser.add_argument("--top_k", type=int, default=0, help="most likely tokens to choose from")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="share of probability to choose from"
+    )
+    parser.add_argument(
+        "--repetition_penalty", type=float, default=1.0, help="above 1: repeats less"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts")
+    parser.add_argument("--stop", action="append", default=[], help="end before this text")
+    parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    args, overrides = parse(parser, argv)
+    if other := [key for key in overrides if not key.startswith("layout.")]:
+        raise ConfigError(f"{', '.join(other)}: only layout.* can be set; the model is the run's")
+    from mlm_jax.checkpoint.workdir import load, read_run
+    from mlm_jax.config import from_dict
+    from mlm_jax.inference.engine import generate
+    from mlm_jax.layout import Layout
+
+    layout = None
+    if overrides:
+        wanted = {key.removeprefix("layout."): value for key, value in overrides.items()}
+        run = from_dict(read_run(args.workdir).to_dict() | {"layout": wanted})
+        layout = Layout.from_config(run)
+    model = load(args.workdir, step=args.step, layout=layout)
+    texts = generate(
+        model, args.prompt, max_tokens=args.max_tokens, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
+        seed=args.seed, stop=args.stop,
+    )  # fmt: skip
+    for i, (prompt, text) in enumerate(zip(args.prompt, texts, strict=True)):
+        if i:
+            print("-" * 40)
+        sys.stdout.write(prompt + text + "\n")
+    return 0

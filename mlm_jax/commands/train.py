@@ -1,0 +1,33 @@
+"""mlm-jax train"""
+
+from pathlib import Path
+
+from mlm_jax.commands import add_config, command_parser, parse
+from mlm_jax.config import load_config
+from mlm_jax.host import keep_freed_memory
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+def main(argv: list[str]) -> int:
+    """mlm-jax train --config SPEC --workdir DIR [--config.KEY=VALUE ...]
+
+    Trains, and writes metrics, checkpoints and a report into DIR. Run again with the same DIR it
+    resumes. SIGTERM or Ctrl-C: saves, and exits with 75; a second one leaves at once.
+    """
+    parser = command_parser("train", main.__doc__)
+    add_config(parser)
+    parser.add_argument("--workdir", type=Path, required=True, help="where the run lives")
+    args, overrides = parse(parser, argv)
+    run = load_config(args.config, overrides)
+    keep_freed_memory()
+    from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
+    from mlm_jax.summary import summary
+
+    outcome = train(run, args.workdir)
+    if outcome.stopped:
+        where = f"saved at step {outcome.saved}" if outcome.saved else "nothing was saved yet"
+        print(f"stopped on request; {where}. The same command goes on from there.")
+        return STOPPED
+    print(summary(args.workdir))
+    return 0

@@ -1,0 +1,229 @@
+"""The story of a run: settings, data, state; then step after step, until done or asked to stop."""
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mlm_jax.checkpoint.manager import Checkpoints
+from mlm_jax.checkpoint.workdir import check_same_run, write_run
+from mlm_jax.config import RunConfig
+from mlm_jax.data.pipeline import Data, open_data, place
+from mlm_jax.distributed import StopSignals, leads
+from mlm_jax.errors import CheckpointError, MlmJaxError
+from mlm_jax.evaluate.completions import PROMPTS, complete
+from mlm_jax.inference.engine import generate
+from mlm_jax.layout import Layout
+from mlm_jax.metrics import MetricsLog, Terminal, flops_per_step, peak_flops
+from mlm_jax.report import write_report
+from mlm_jax.step import Steps, TrainState, make_steps
+
+
+class Outcome(NamedTuple):
+    """stopped: by a signal before the last step. saved: the step of the newest checkpoint, or 0."""
+
+    stopped: bool
+    saved: int
+    report: Path | None
+
+
+def train(run: RunConfig, workdir: Path | str) -> Outcome:
+    """Trains until run.train.steps, or resumes where the newest checkpoint of workdir stands.
+
+    Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError when
+    too many steps in a row were not finite.
+    """
+    workdir, last = Path(workdir), run.train.steps
+    with StopSignals() as stop:
+        layout = Layout.from_config(run)
+        check_same_run(workdir, run)
+        data = open_data(run)
+        steps = make_steps(run, layout)
+        with Checkpoints(workdir, run.checkpoint) as checkpoints:
+            start = checkpoints.latest() or 0
+            if start > last:
+                raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
+            write_run(workdir, run, data.tokenizer)
+            with MetricsLog(workdir, resume_step=start, terminal=Terminal(last)) as rows:
+                state = checkpoints.restore(steps.abstract) if start else steps.init()
+                story = Story(run, layout, data, steps, rows, checkpoints, workdir)
+                saved = story.tell(state, start, stop)
+        return Outcome(saved < last, saved, write_report(workdir) if leads() else None)
+
+
+class Story:
+    """The loop, and what it remembers between two rows of metrics."""
+
+    def __init__(
+        self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
+        checkpoints: Checkpoints, workdir: Path,
+    ):  # fmt: skip
+        self.run, self.layout, self.data, self.steps = run, layout, data, steps
+        self.rows, self.checkpoints, self.workdir = rows, checkpoints, workdir
+        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row
+        self.bad_in_a_row = 0
+        self.mark = self.data_wait = 0.0  # start of the time that the next row covers
+
+    def tell(self, state: TrainState, start: int, stop: StopSignals) -> int:
+        """Steps start + 1 to the last, or to a signal. Returns the last step saved."""
+        t, last = self.run.train, self.run.train.steps
+        if start == last:
+            return last
+        step_fn = self.compiled(state, start)
+        if stop:  # nothing to save yet
+            return start
+        self.mark = time.perf_counter()
+        for step, batch in enumerate(self.batches(start, last), start + 1):
+            state, metrics = step_fn(state, batch)  # returns at once; the device works on
+            self.pending.append(metrics)
+            ends = step == last or bool(stop)
+            if ends or step % t.log_every == 0:
+                self.write_train_row(step)
+            if step == last or (step % t.eval_every == 0 and not ends):
+                with self.paused():
+                    self.evaluate(state.params, step)
+            if ends or step % self.run.checkpoint.every == 0:
+                with self.paused():
+                    self.checkpoints.save(step, state)
+            if step == last:
+                self.finish(state.params, step)
+            if ends:
+                return step
+        raise AssertionError("unreachable: the last step ends the loop")
+
+    def compiled(self, state: TrainState, start: int) -> Any:
+        """The train step compiled for this run's shapes; what it takes is written down."""
+        begun = time.perf_counter()
+        batch = place(self.data.train.batch(start), self.layout)
+        step_fn = self.steps.train.lower(state, batch).compile()
+        memory = step_fn.memory_analysis()
+        self.rows.write(
+            "event", start, event="compiled", seconds=time.perf_counter() - begun,
+            parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+            devices=self.layout.mesh.size, device_kind=jax.devices()[0].device_kind,
+            state_gib=memory.argument_size_in_bytes / 2**30,
+            temporary_gib=memory.temp_size_in_bytes / 2**30,
+        )  # fmt: skip
+        return step_fn
+
+    def batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches of steps start + 1 to stop, on the devices; counts the seconds waited."""
+        ahead = self.data.train.prefetch(start, stop)
+        for _ in range(start, stop):
+            begun = time.perf_counter()
+            batch = place(next(ahead), self.layout)
+            self.data_wait += time.perf_counter() - begun
+            yield batch
+
+    def write_train_row(self, step: int) -> None:
+        """One row for the steps since the last; waits for them."""
+        metrics = jax.device_get(self.pending)
+        n, seconds = len(self.pending), time.perf_counter() - self.mark
+        for before, m in enumerate(metrics, step - n + 1):
+            self.bad_in_a_row = 0 if m["applied"] else self.bad_in_a_row + 1
+            if not m["applied"]:
+                self.rows.write(
+                    "event", before, event="bad step", loss=m["loss"], grad_norm=m["grad_norm"]
+                )
+        good = [m for m in metrics if m["applied"]] or metrics
+        flops, tokens = self.flops_per_step(), self.tokens_per_step()
+        flops_per_s = flops * n / seconds / self.layout.mesh.size
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self.rows.write(
+            "train", step,
+            loss=np.average([m["loss"] for m in good], weights=[m["weight"] for m in good]),
+            grad_norm=metrics[-1]["grad_norm"], learning_rate=metrics[-1]["learning_rate"],
+            tokens=step * tokens, step_time_s=seconds / n, data_wait_s=self.data_wait / n,
+            tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
+            mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
+        )  # fmt: skip
+        if self.bad_in_a_row >= self.run.train.bad_steps_limit:
+            raise MlmJaxError(
+                f"{self.bad_in_a_row} steps in a row, to step {step}, had a loss or gradient that is"
+                " not finite; none was applied. Lower optimizer.lr, look at the data of these steps,"
+                f" or raise train.bad_steps_limit={self.run.train.bad_steps_limit}"
+            )
+        self.pending, self.data_wait, self.mark = [], 0.0, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here is not time of steps."""
+        jax.block_until_ready(self.pending)
+        begun = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - begun
+
+    def evaluate(self, params: nnx.State, step: int) -> None:
+        """A row of held-out loss, and a sample of text."""
+        valid, B = self.data.valid, self.run.train.global_batch_size
+        if valid:
+            nats = weight = n_bytes = 0.0
+            for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
+                batch = valid.batch(k, once=True)
+                sums = self.steps.evaluate(params, place(batch, self.layout))
+                nats, weight = nats + float(sums[0]), weight + float(sums[1])
+                if self.token_bytes is not None:
+                    n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
+            bits = nats / math.log(2) / n_bytes if n_bytes else None
+            self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
+        if prompt := self.sample_prompt():
+            room = self.run.model.seq_len - len(self.data.tokenizer.encode(prompt))
+            if room >= 8:
+                text = generate(self.model(params), [prompt], max_tokens=min(48, room), seed=step)[
+                    0
+                ]
+                self.rows.write("event", step, event="sample", prompt=prompt, text=text)
+        if leads():
+            write_report(self.workdir)
+
+    def finish(self, params: nnx.State, step: int) -> None:
+        """With the built-in corpus: what its completions are worth, beside two simple baselines."""
+        if self.data.corpus and self.run.model.seq_len >= 128:
+            self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
+            rows = complete(self.model(params), seed=self.run.train.seed)
+            self.rows.write("event", step, event="completions", completions=rows)
+
+    def model(self, params: nnx.State) -> Any:
+        model = nnx.merge(self.steps.graphdef, params)
+        model.tokenizer = self.data.tokenizer
+        return model
+
+    def sample_prompt(self) -> str | None:
+        if self.data.tokenizer is None or self.data.corpus:
+            return PROMPTS[0] if self.data.corpus else None
+        held_out = self.data.valid or self.data.train
+        return self.data.tokenizer.decode(held_out.batch(0)["tokens"][0, :16].tolist())
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0."""
+        if self.data.tokenizer is None:
+            return None
+        known = self.data.tokenizer.token_bytes()
+        return np.pad(known, (0, self.run.model.vocab_size - len(known)))
+
+    def tokens_per_step(self) -> int:
+        return self.run.train.global_batch_size * self.run.model.seq_len
+
+    def flops_per_step(self) -> float:
+        m = self.run.model
+        assert m.d_mlp and m.n_kv_heads and m.head_dim
+        return flops_per_step(
+            batch=self.run.train.global_batch_size, seq_len=m.seq_len, n_layers=m.n_layers,
+            d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
+            head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.activation == "swiglu",
+        )  # fmt: skip
+
+
+def peak_memory_gib() -> float | None:
+    """The most that any device of this process has held, or None where devices do not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    most = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    return most / 2**30 if most else None
