@@ -20,7 +20,7 @@ class Checkpoints:
     """The checkpoints of one workdir. Saves run in the background; leaving the context waits."""
 
     def __init__(self, workdir: Path, cfg: CheckpointConfig | None = None):
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports each file at INFO
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells much that is no news
         options = ocp.CheckpointManagerOptions(
             max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None
         )

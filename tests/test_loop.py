@@ -1,0 +1,218 @@
+"""The loop: resuming exactly, stopping when asked, and what it writes down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mlm_jax.loop
+from mlm_jax.checkpoint.manager import Checkpoints
+from mlm_jax.config import RunConfig, load_config
+from mlm_jax.errors import CheckpointError, MlmJaxError
+from mlm_jax.layout import Layout
+from mlm_jax.loop import Story, train
+from mlm_jax.metrics import read_rows
+from mlm_jax.step import TrainState, make_steps
+
+TINY = {
+    "model.n_layers": 2, "model.d_model": 32, "model.seq_len": 64, "model.dropout": 0.1,
+    "train.steps": 20, "train.global_batch_size": 8, "train.log_every": 1, "train.eval_every": 10,
+    "train.eval_batches": 1, "optimizer.warmup_steps": 2, "checkpoint.every": 10,
+    "layout.preset": "single",
+}  # fmt: skip
+
+
+def tiny(**overrides) -> RunConfig:
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_config("quickstart", TINY | dotted)
+
+
+def rows_of(workdir: Path, kind: str = "train") -> list[dict]:
+    return [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == kind]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows_of(workdir)}
+
+
+def state_at(workdir: Path, step: int, run: RunConfig) -> TrainState:
+    """The saved state, under run's layout."""
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(make_steps(run, Layout.from_config(run)).abstract, step)
+
+
+def assert_same_bits(a: TrainState, b: TrainState) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory) -> Path:
+    """20 steps without a disturbance."""
+    workdir = tmp_path_factory.mktemp("calm")
+    assert train(tiny(), workdir) == (False, 20, workdir / "report.html")
+    return workdir
+
+
+@pytest.mark.smoke
+def test_a_run_learns_and_writes_what_it_promises(calm):
+    rows = rows_of(calm)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+    promised = {"loss", "grad_norm", "learning_rate", "tokens", "step_time_s", "data_wait_s"}
+    promised |= {"tokens_per_s", "tflops_per_device", "mfu", "memory_gib"}
+    assert promised <= rows[-1].keys()
+    assert rows[-1]["tokens"] == 20 * 8 * 64
+    evals = rows_of(calm, "eval")
+    assert [row["step"] for row in evals] == [10, 20]
+    assert evals[1]["eval_loss"] < evals[0]["eval_loss"]
+    assert 1 < evals[1]["bits_per_byte"] < 8
+    config = json.loads((calm / "config.json").read_text())
+    assert config["format"] == 1
+    assert config["model"]["d_mlp"] == 128
+    assert (calm / "tokenizer" / "tokenizer.json").exists()
+    assert list((calm / "tensorboard").iterdir())
+    assert sorted(p.name for p in (calm / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_killed_and_resumed_is_bit_for_bit_a_calm_run(calm, tmp_path):
+    settings = [f"--config.{key}={value}" for key, value in TINY.items()]
+    command = [sys.executable, "-m", "mlm_jax", "train", "--config", "quickstart", *settings]
+    process = subprocess.Popen([*command, "--workdir", str(tmp_path)])
+    try:
+        wait_until(lambda: (tmp_path / "checkpoints" / "10").exists() and losses(tmp_path)[12])
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 12 <= max(losses(tmp_path)) < 20
+    assert train(tiny(), tmp_path).saved == 20
+    assert losses(tmp_path) == losses(calm)
+    assert_same_bits(state_at(tmp_path, 20, tiny()), state_at(calm, 20, tiny()))
+
+
+def test_another_layout_restores_the_same_bits_and_goes_on_alike(calm, tmp_path):
+    first, second = tiny(train__steps=10, optimizer__decay_steps=20), tiny(layout__preset="fsdp_tp")
+    train(first, tmp_path)
+    on_eight = state_at(tmp_path, 10, second)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(on_eight.params)} == {8}
+    assert_same_bits(state_at(tmp_path, 10, first), on_eight)
+    train(second, tmp_path)
+    after, expected = losses(tmp_path), losses(calm)
+    for step in range(1, 21):
+        np.testing.assert_allclose(after[step], expected[step], rtol=1e-5)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
+    calm, tmp_path, monkeypatch, number
+):
+    at = partial(signal_at_step, number)
+    monkeypatch.setattr(Story, "write_train_row", at(7, Story.write_train_row))
+    assert train(tiny(), tmp_path)[:2] == (True, 8)
+    monkeypatch.undo()
+    assert train(tiny(), tmp_path)[:2] == (False, 20)
+    assert losses(tmp_path) == losses(calm)
+
+
+def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
+    compiled = Story.compiled
+
+    def compiled_while_asked_to_stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compiled(*args)
+
+    monkeypatch.setattr(Story, "compiled", compiled_while_asked_to_stop)
+    assert train(tiny(), tmp_path)[:2] == (True, 0)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    code = (
+        "import os, signal\n"
+        "from mlm_jax.distributed import StopSignals\n"
+        "with StopSignals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert stop\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+
+
+def test_a_finished_run_is_left_as_it_is(calm):
+    before = (calm / "metrics.jsonl").read_text()
+    assert train(tiny(), calm)[:2] == (False, 20)
+    assert (calm / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_goes_on_when_given_more_steps(calm, tmp_path):
+    train(tiny(train__steps=5, optimizer__decay_steps=20), tmp_path)
+    train(tiny(optimizer__decay_steps=20), tmp_path)
+    assert losses(tmp_path) == losses(calm)
+
+
+def test_the_batches_do_not_depend_on_how_many_steps_were_asked_for(calm):
+    short, long = (mlm_jax.loop.open_data(tiny(train__steps=n)).train for n in (20, 5000))
+    for k in (0, 19):
+        jax.tree.map(np.testing.assert_array_equal, short.batch(k), long.batch(k))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model.n_layers": 3}, {"train.seed": 1}, {"train.global_batch_size": 16}],
+    ids=str,
+)
+def test_a_workdir_of_another_run_is_refused(calm, other):
+    before = {p: p.read_bytes() for p in calm.iterdir() if p.is_file()}
+    (key, value), *_ = other.items()
+    with pytest.raises(CheckpointError, match=f"{key} is .* there, {value} here"):
+        train(load_config("quickstart", TINY | other), calm)
+    assert {p: p.read_bytes() for p in calm.iterdir() if p.is_file()} == before
+
+
+def test_steps_that_are_not_finite_are_skipped_written_down_and_limited(tmp_path, monkeypatch):
+    prepare = mlm_jax.loop.place
+    calls = iter(range(100))
+
+    def poisoned(batch, layout):  # the first call is the one that compiles
+        bad = next(calls) in (3, 5, 6, 7)
+        return prepare(batch | {"weights": batch["weights"] * (np.inf if bad else 1)}, layout)
+
+    monkeypatch.setattr(mlm_jax.loop, "place", poisoned)
+    with pytest.raises(MlmJaxError, match=r"3 steps in a row, to step 7.*optimizer\.lr"):
+        train(tiny(train__bad_steps_limit=3, checkpoint__every=4), tmp_path)
+    bad = [row["step"] for row in rows_of(tmp_path, "event") if row["event"] == "bad step"]
+    assert bad == [3, 5, 6, 7]
+    kept = state_at(tmp_path, 4, tiny())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+    assert int(kept.opt_state[-1].count) == 3  # updates, not batches, drive the schedule
+
+
+def signal_at_step(number: int, step: int, write_train_row):
+    def write(story: Story, now: int) -> None:
+        write_train_row(story, now)
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    return write
+
+
+def wait_until(true, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return
+        except KeyError:
+            pass
+        time.sleep(0.02)
+    raise TimeoutError
