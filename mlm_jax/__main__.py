@@ -51,7 +51,8 @@ def usage() -> str:
     rows = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     return (
         "usage: mlm-jax COMMAND ...\n\n"
-        f"{rows}\n\nmlm-jax COMMAND --help tells more; `bash launch/quickstart.sh` shows it at work."
+        f"{rows}\n\n"
+        "mlm-jax COMMAND --help tells more; `bash launch/quickstart.sh` shows it at work."
     )
 
 

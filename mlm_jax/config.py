@@ -1,4 +1,4 @@
-"""Every setting, once: its key, default, unit and effect; and the one door through which settings come in.
+"""Every setting, once: its key, default, unit and effect; and the one door they come in through.
 
 `load_config("gpt2:124m", {"layout.tp": 2})` reads a config file, applies overrides, collects every
 problem and raises one ConfigError, or returns a frozen RunConfig. Nothing here touches jax.
@@ -32,9 +32,9 @@ class ModelConfig:
     n_layers: int = setting(4, "blocks", low=1)
     d_model: int = setting(128, "width of the residual stream", low=1)
     n_heads: int = setting(4, "query heads", low=1)
-    n_kv_heads: int | None = setting(None, "key/value heads, GQA; None: n_heads", low=1)
-    head_dim: int | None = setting(None, "size of a head; None: d_model / n_heads", low=1)
-    d_mlp: int | None = setting(None, "hidden size of the feed-forward; None: 4 d_model", low=1)
+    n_kv_heads: int = setting(None, "key/value heads, GQA; None: n_heads", low=1)
+    head_dim: int = setting(None, "size of a head; None: d_model / n_heads", low=1)
+    d_mlp: int = setting(None, "hidden size of the feed-forward; None: 4 d_model", low=1)
     vocab_size: int = setting(2048, "the tokenizer's size; weights have 128 k rows", low=2)
     seq_len: int = setting(256, "context length, tokens", low=2)
     norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "norm before each block, and last")
@@ -78,7 +78,6 @@ class ModelConfig:
     @property
     def dims(self) -> dict[str, int]:
         """Sizes that a layout has to divide, by dim name."""
-        assert self.n_kv_heads and self.head_dim and self.d_mlp
         return {
             "layer": self.n_layers, "embed": self.d_model, "heads": self.n_heads,
             "kv_heads": self.n_kv_heads, "attn_inner": self.n_heads * self.head_dim,
@@ -189,8 +188,8 @@ def defaults() -> "ConfigDict":
 def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The run that a config file and overrides describe.
 
-    spec       a shipped config, `gpt2:124m`, from any folder; or a file, `path/x.py:ARG`. Code: read
-               a stranger's config before you run it.
+    spec       a shipped config, `gpt2:124m`, from any folder; or a file, `path/x.py:ARG`. A file is
+               code: read a stranger's before you run it.
     overrides  {"model.n_layers": 2} or text, {"model.n_layers": "2"}, typed by the setting
 
     Raises ConfigError with every problem at once.
@@ -207,8 +206,9 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         except ValueError as why:
             problems.append(f"{key}={value!r} is not {why}")
             continue
+        group: Any = cfg[section] if section else cfg
         with cfg.unlocked(), cfg.ignore_type():  # references to this key (4 * d_model) follow
-            (cfg[section] if section else cfg)[name] = typed
+            group[name] = typed
     return from_dict({"name": spec} | _set_values(cfg), problems)
 
 
@@ -254,7 +254,6 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
 def _misfits(run: RunConfig) -> list[str]:
     """Settings that contradict each other, or that would do nothing."""
     m, t, o, d = run.model, run.train, run.optimizer, run.data
-    assert m.head_dim and m.n_kv_heads
     checks = [
         (m.head_dim == m.d_model // m.n_heads and m.d_model % m.n_heads,
          f"model.d_model={m.d_model} does not divide by model.n_heads={m.n_heads}; try n_heads"
@@ -295,10 +294,10 @@ def _typed(value: Any, field: dataclasses.Field) -> Any:
     if types.NoneType in kinds and (value is None or str(value).lower() in ("none", "")):
         return None
     kind = kinds[0]
-    text = value.strip() if isinstance(value, str) else None
+    text = value.strip() if isinstance(value, str) else ""
     if kind is bool:
         known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if isinstance(value, bool) or (text or "").lower() in known:
+        if isinstance(value, bool) or text.lower() in known:
             return value if isinstance(value, bool) else known[text.lower()]
         raise ValueError("true or false")
     if kind in (int, float):
@@ -356,13 +355,14 @@ def _in_range(value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _kinds(field: dataclasses.Field) -> tuple[Any, ...]:
-    """(int, NoneType) for `int | None`; (int,) for `int`."""
+    """(int, NoneType) for `int | None`, and for an `int` derived where it is None; else (int,)."""
     union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
-    return typing.get_args(field.type) if union else (field.type,)
+    kinds = typing.get_args(field.type) if union else (field.type,)
+    return (*kinds, types.NoneType) if field.default is None else kinds
 
 
-def _digits(text: str | None) -> bool:
-    return text is not None and text.lstrip("+-").replace("_", "").isdigit()
+def _digits(text: str) -> bool:
+    return text.lstrip("+-").replace("_", "").isdigit()
 
 
 def _near_divisors(n: int, k: int) -> str:
@@ -390,7 +390,8 @@ def _read_spec(spec: str) -> "ConfigDict":
         )
     try:
         module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-        assert module_spec and module_spec.loader
+        assert module_spec is not None
+        assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
         cfg = module.get_config(*([arg] if arg else []))
@@ -403,7 +404,7 @@ def _read_spec(spec: str) -> "ConfigDict":
 
 
 def shipped_configs() -> Path:
-    """The folder of the configs that come with the package: in the wheel, or beside it in a checkout."""
+    """The folder of the configs that come with the package: inside a wheel, beside a checkout's."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 

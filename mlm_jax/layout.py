@@ -19,12 +19,19 @@ from jax.sharding import PartitionSpec as P
 from mlm_jax.config import LayoutConfig, ModelConfig, RunConfig
 from mlm_jax.errors import LayoutError
 
-MESH_AXES = ("pp", "dp", "fsdp", "ep", "cp", "tp")  # slowest network first, fastest last
+MESH_AXES: tuple[str, ...] = (
+    "pp",
+    "dp",
+    "fsdp",
+    "ep",
+    "cp",
+    "tp",
+)  # slowest network first, fastest last
 
 # Which mesh axes split which dim. tp splits what a block computes inside, fsdp of each weight the
-# dim that comes first. Weights that write to the residual stream, and the embedding table, have that
-# dim split by tp too: their inner dims have names of their own (*_inner, vocab_in). Splitting their
-# last dim instead makes XLA transpose stacked gradients and all-reduce the table's whole gradient.
+# dim that comes first. Weights that write to the residual stream, and the embedding table, have
+# that dim split by tp too: their inner dims have names of their own (*_inner, vocab_in). Splitting
+# the last dim instead makes XLA transpose stacked gradients, and all-reduce the table's whole one.
 RULES = {
     # dims of activations, and of weights that read the residual stream
     "batch": ("dp", "fsdp", "ep"), "seq": ("cp",), "residual_seq": ("cp",),
@@ -57,9 +64,11 @@ NOT_YET = {"pp": "pipeline", "ep": "expert", "cp": "context"}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """mesh: always has every axis of MESH_AXES, idle ones have size 1. An AbstractMesh explains only.
+    """A mesh and a table.
 
-    rules: dim -> mesh axes.  weights: (regex of a weight's path, its dims) that replace the model's.
+    mesh     every axis of MESH_AXES, idle ones with size 1; an AbstractMesh can only be explained
+    rules    dim -> mesh axes that split it
+    weights  (regex of a weight's path, dims): names that replace the model's own
     """
 
     mesh: Mesh | AbstractMesh
@@ -71,7 +80,7 @@ class Layout:
 
     @classmethod
     def create(
-        cls, devices: Sequence[jax.Device] | int | None = None, *, pp=1, dp=1, fsdp=1, ep=1, cp=1,
+        cls, devices: Sequence[Any] | int | None = None, *, pp=1, dp=1, fsdp=1, ep=1, cp=1,
         tp=1, sequence_parallel=False, rules: Mapping[str, Sequence[str]] | None = None, weights=(),
     ) -> "Layout":  # fmt: skip
         """A layout over `devices` (default: all; a number: only imagined, for `explain`)."""
@@ -104,10 +113,8 @@ class Layout:
         return cls(mesh, table, tuple(weights))
 
     @classmethod
-    def from_config(
-        cls, run: RunConfig, devices: Sequence[jax.Device] | int | None = None
-    ) -> "Layout":
-        """The layout that run.layout asks for, fitted to the model and the batch, or a LayoutError."""
+    def from_config(cls, run: RunConfig, devices: Sequence[Any] | int | None = None) -> "Layout":
+        """The layout that run.layout asks for, fitted to model and batch, or a LayoutError."""
         devices = jax.devices() if devices is None else devices
         count = devices if isinstance(devices, int) else len(devices)
         sizes, sequence_parallel = resolve(run.layout, count)
@@ -136,6 +143,10 @@ class Layout:
     def ways(self, dim: str) -> int:
         """Into how many parts this dim is split."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules[dim])
+
+    def on_gpu(self) -> bool:
+        devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
+        return devices is not None and devices.flat[0].platform in ("gpu", "cuda")
 
     def shardings(self, tree: Any) -> Any:
         """A prefix of `tree` with NamedShardings. Leaves without dim names are replicated.
@@ -166,6 +177,8 @@ class Layout:
         fitted = dataclasses.replace(
             self, rules=dict(self.rules) | {d: axes for d, axes in rows.items() if d not in own}
         )
+        if dims["kv_heads"] == dims["heads"]:
+            del dims["kv_heads"]  # one complaint for both is enough
         fitted.check(**dims)
         return fitted
 
@@ -255,8 +268,8 @@ def resolve(cfg: LayoutConfig, count: int) -> tuple[dict[str, int], bool]:
         if count % others:
             shown = _sizes({a: n for a, n in sizes.items() if n != -1})
             raise LayoutError(
-                f"layout {shown} takes {others} devices at a time, which does not divide the {count}"
-                f" there are; try sizes whose product divides {count}"
+                f"layout {shown} takes {others} devices at a time, which does not divide the"
+                f" {count} there are; try sizes whose product divides {count}"
             )
         sizes[rest[0]] = count // others
     if cfg.sequence_parallel is not None:

@@ -37,8 +37,8 @@ class Outcome(NamedTuple):
 def train(run: RunConfig, workdir: Path | str) -> Outcome:
     """Trains until run.train.steps, or resumes where the newest checkpoint of workdir stands.
 
-    Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError when
-    too many steps in a row were not finite.
+    Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError
+    when too many steps in a row were not finite.
     """
     workdir, last = Path(workdir), run.train.steps
     with StopSignals() as stop:
@@ -146,9 +146,9 @@ class Story:
         )  # fmt: skip
         if self.bad_in_a_row >= self.run.train.bad_steps_limit:
             raise MlmJaxError(
-                f"{self.bad_in_a_row} steps in a row, to step {step}, had a loss or gradient that is"
-                " not finite; none was applied. Lower optimizer.lr, look at the data of these steps,"
-                f" or raise train.bad_steps_limit={self.run.train.bad_steps_limit}"
+                f"{self.bad_in_a_row} steps in a row, to step {step}, had a loss or gradient that"
+                " is not finite; none was applied. Lower optimizer.lr, look at the data of these"
+                f" steps, or raise train.bad_steps_limit={self.run.train.bad_steps_limit}"
             )
         self.pending, self.data_wait, self.mark = [], 0.0, time.perf_counter()
 
@@ -173,8 +173,9 @@ class Story:
                     n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
             bits = nats / math.log(2) / n_bytes if n_bytes else None
             self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
-        if prompt := self.sample_prompt():
-            room = self.run.model.seq_len - len(self.data.tokenizer.encode(prompt))
+        prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
+        if prompt and tokenizer:
+            room = self.run.model.seq_len - len(tokenizer.encode(prompt))
             if room >= 8:
                 text = generate(self.model(params), [prompt], max_tokens=min(48, room), seed=step)[
                     0
@@ -214,7 +215,6 @@ class Story:
 
     def flops_per_step(self) -> float:
         m = self.run.model
-        assert m.d_mlp and m.n_kv_heads and m.head_dim
         return flops_per_step(
             batch=self.run.train.global_batch_size, seq_len=m.seq_len, n_layers=m.n_layers,
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,

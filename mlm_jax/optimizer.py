@@ -10,7 +10,7 @@ from mlm_jax.layers.weight import is_weight
 
 
 def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, decoupled decay (Loshchilov & Hutter 2019), schedule; in this order."""
+    """Clip by global norm, Adam, decoupled decay (Loshchilov & Hutter 2019), schedule, in order."""
     o = run.optimizer
     clip = [optax.clip_by_global_norm(o.clip)] if o.clip else []
     return optax.chain(
@@ -34,7 +34,7 @@ def make_schedule(run: RunConfig) -> optax.Schedule:
 
 
 def updates_done(opt_state: Any) -> jax.Array:
-    """int32 []: updates applied, which the schedule counts; a step that went wrong is not among them."""
+    """int32 []: updates applied, which the schedule counts; bad steps are not among them."""
     return opt_state[-1].count
 
 
@@ -42,6 +42,7 @@ def decayed(params: Any) -> Any:
     """True for weights of two or more dims; biases and norms are not decayed, stacked or not."""
 
     def has_two_dims(w: Any) -> Any:
-        return w.replace(len([d for d in w.get_metadata()["out_sharding"] if d != "layer"]) >= 2)
+        dims = w.get_metadata()["out_sharding"]
+        return w.replace(len(dims) - ("layer" in dims) >= 2)
 
     return jax.tree.map(has_two_dims, params, is_leaf=is_weight)

@@ -78,7 +78,7 @@ def train_step(
     loss, grads = accumulate(
         jax.value_and_grad(loss_of),
         state.params,
-        batch | {"row": rows},
+        dict(batch) | {"row": rows},
         run.train.accumulate,
         layout,
     )

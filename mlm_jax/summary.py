@@ -39,7 +39,7 @@ def completions(rows: list[dict]) -> str:
     """Each prompt with its best completion, and the share of all that Python parses."""
     tries, accepted = (sum(row[key] for row in rows) for key in ("best_of", "accepted"))
     lines = [
-        f"Completions, each the best of {rows[0]['best_of']} and cut after its last whole statement;"
+        f"Completions, each the best of {rows[0]['best_of']}, cut after its last whole statement;"
         f" of all {tries}, {accepted} parse ({accepted / tries:.0%}):"
     ]
     for row in rows:

@@ -1,7 +1,7 @@
 """Checkpoints of a run under WORKDIR/checkpoints/<step>/state, by Orbax.
 
-A checkpoint is a tree of arrays under the names of weights, without a trace of the layout that wrote
-it: any layout, on any number of devices, restores it.
+A checkpoint is a tree of arrays under the names of weights, without a trace of the layout that
+wrote it: any layout, on any number of devices, restores it.
 """
 
 import logging
@@ -97,6 +97,6 @@ def unnamed(like: Any, nested: dict) -> Any:
 
 
 def names(path: tuple) -> list[str]:
-    """['opt_state', '1', 'mu', 'blocks', 'mlp', 'up'] of a key path; a Variable's own key is no name."""
+    """['opt_state', '1', 'mu', 'blocks', 'mlp', 'up']; the key of a Variable's value is no name."""
     parts = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
     return [str(part) for part in parts if part != "value"]

@@ -1,4 +1,4 @@
-"""From a run's settings to batches: batch k is a function of seed, global batch size and data alone."""
+"""From settings to batches: batch k is a function of seed, global batch size and data alone."""
 
 import functools
 from collections.abc import Iterator
@@ -47,7 +47,12 @@ def open_data(run: RunConfig) -> Data:
             )
         train, valid, _ = split_ranges(run.data.split, len(indexed))
         shares = [part.strip() for part in run.data.split.split(",")] + ["0"]
-        parts = (indexed, train), (indexed, valid if valid or float(shares[1]) else None)
+        if not valid and float(shares[1]):
+            raise DataError(
+                f"data.split={run.data.split!r} leaves none of {len(indexed)} documents for"
+                " validation; give it a larger part, or 0"
+            )
+        parts = (indexed, train), (indexed, valid)
     if tokenizer and tokenizer.vocab_size > run.model.vocab_size:
         raise DataError(
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's"
@@ -55,9 +60,9 @@ def open_data(run: RunConfig) -> Data:
         )
     for indexed in {id(indexed): indexed for indexed, _ in parts}.values():
         check_ids(indexed, run.model.vocab_size)
-    batches = [Batches(run, *part) if part[1] is not None else None for part in parts]
-    assert batches[0] is not None
-    return Data(batches[0], batches[1], tokenizer, corpus)
+    (indexed, train), (held_out, valid) = parts
+    batches = Batches(run, indexed, train)
+    return Data(batches, Batches(run, held_out, valid) if valid else None, tokenizer, corpus)
 
 
 class Batches:

@@ -37,7 +37,7 @@ def complete(model: Any, *, best_of: int = 4, max_tokens: int = 64, seed: int = 
 
 
 def whole_statements(prompt: str, text: str) -> str:
-    """The longest head of text, in whole lines, that makes Python of prompt + text; "" if none does."""
+    """The longest head of text, in whole lines, that parses after the prompt; "" if none does."""
     lines = text.splitlines(keepends=True)
     for n in range(len(lines), 0, -1):
         head = "".join(lines[:n])

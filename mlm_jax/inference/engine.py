@@ -55,7 +55,7 @@ def generate_ids(
     model: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, sampling: Sampling,
     seed: int = 0, eod_id: int | None = None, ended: Any = None,
 ) -> list[list[int]]:  # fmt: skip
-    """New token ids of each prompt, without eod_id, which ends a row. ended(ids) may end one too."""
+    """New token ids of each prompt, without eod_id, which ends a row; so does ended(ids)."""
     cfg = model.cfg
     check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling)
     if not prompts:
@@ -76,6 +76,7 @@ def generate_ids(
 
     placed = jax.device_put((tokens_BP, seen_BV), layout.sharding("batch", None))
     turn = prefill(model, *placed, jax.device_put(lengths_B, layout.sharding("batch")), slots)
+    new: list[list[int]] = []
     greedy, eod = sampling.temperature == 0, -1 if eod_id is None else eod_id
     done, chunk = np.arange(rows) >= len(prompts), STOP_CHECK if ended else max_tokens
     for first in range(0, max_tokens, chunk):
@@ -92,7 +93,7 @@ def generate_ids(
 
 
 class Turn(NamedTuple):
-    """Where the rows of a batch are. out [B, S]: new tokens; at [B]: the position of the next one."""
+    """Where the rows of a batch are. out [B, S]: new tokens; at [B]: position of the next."""
 
     cache: Cache
     logits_BV: jax.Array

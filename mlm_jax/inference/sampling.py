@@ -10,8 +10,8 @@ class Sampling(NamedTuple):
     """Numbers, or arrays of the same: changing them compiles nothing.
 
     temperature above 0; top_k most likely tokens, 0: all; top_p: the fewest tokens that hold this
-    share of the probability (Holtzman et al. 2019); repetition_penalty: logits of tokens seen before
-    are divided by it if positive, else multiplied (Keskar et al. 2019), 1: off.
+    share of the probability (Holtzman et al. 2019); repetition_penalty: logits of tokens seen
+    before are divided by it if positive, else multiplied (Keskar et al. 2019), 1: off.
     """
 
     temperature: float | jax.Array = 1.0

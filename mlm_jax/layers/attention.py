@@ -1,7 +1,7 @@
-"""Self-attention: heads, grouped key/value heads, packed documents, and the kernel that computes it."""
+"""Self-attention: heads, groups of them, packed documents, and the kernel that computes it."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.rotary import rotary_angles, rotate
 from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
 from mlm_jax.layout import Layout
+
+Kernel = Literal["xla", "cudnn"]
 
 
 class View(NamedTuple):
@@ -31,8 +33,7 @@ class View(NamedTuple):
     def of(
         cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None, slots: int
     ) -> "View":
-        """segments_BT: a document's tokens share a number. slots: keys in a cache, 0 without one."""
-        assert cfg.head_dim
+        """segments_BT: a document's tokens share a number. slots: keys in a cache, or 0."""
         angles = mask = None
         if cfg.positions == "rotary":
             angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rotary_base, cfg.wide_dtype)
@@ -56,7 +57,6 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
-        assert cfg.head_dim and cfg.n_kv_heads
         D, NH, KH = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
         self.q = weight(cfg, Normal(cfg.init_std), embed=D, heads=NH)
         self.k = weight(cfg, Normal(cfg.init_std), embed=D, kv_heads=KH)
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         attend = attend_in_float64 if x_BTD.dtype == jnp.float64 else jax.nn.dot_product_attention
         out_BTNH = attend(
             q_BTNH, k_BSKH, v_BSKH, mask=view.mask_B1TS, is_causal=view.mask_B1TS is None,
-            implementation=self._implementation(view, x_BTD.dtype),
+            implementation=self._implementation(view, cache is not None, x_BTD.dtype),
         )  # fmt: skip
         out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
@@ -100,29 +100,29 @@ class Attention(nnx.Module):
         x_BSNH = jnp.repeat(x_BSKH, self.n_heads // x_BSKH.shape[2], axis=2)
         return self.layout.constrain(x_BSNH, "batch", None, "heads", None)
 
-    def _implementation(self, view: View, dtype: jnp.dtype) -> str:
-        """The kernel that honours this view's mask: cuDNN's is never given one."""
-        if self.kernel == "cudnn" and view.mask_B1TS is not None:
+    def _implementation(self, view: View, cached: bool, dtype: jnp.dtype) -> Kernel:
+        """The kernel that honours this view's mask; cuDNN's is given none, XLA's takes any."""
+        masked = view.mask_B1TS is not None
+        if self.kernel == "cudnn" and masked and not cached:
             raise ConfigError(
-                "model.attention='cudnn' would ignore the mask of packed documents or of a cache;"
-                " try model.attention='auto'"
+                "model.attention='cudnn' would ignore the mask between packed documents; try"
+                " model.attention='auto'"
             )
-        if self.kernel != "auto":
-            return self.kernel
-        on_gpu = self.layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
-        return "cudnn" if on_gpu and dtype == jnp.bfloat16 and view.mask_B1TS is None else "xla"
+        fits = not masked and dtype == jnp.bfloat16 and self.layout.on_gpu()
+        cudnn = not cached and (self.kernel == "cudnn" or (self.kernel == "auto" and fits))
+        return "cudnn" if cudnn else "xla"
 
 
 def attend_in_float64(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: jax.Array | None,
-    is_causal: bool, implementation: str,
+    is_causal: bool, implementation: Kernel,
 ) -> jax.Array:  # fmt: skip
     """jax.nn.dot_product_attention for proofs in float64: its own softmax is always in float32."""
-    del implementation
+    del implementation, is_causal  # which is: there is no mask
     B, T, _, H = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) / math.sqrt(H)
-    seen = jnp.tri(T, dtype=bool) if is_causal else mask[:, :, None]
+    seen = jnp.tri(T, dtype=bool) if mask is None else mask[:, :, None]
     scores_BKGTS = jnp.where(seen, scores_BKGTS, -jnp.inf)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", jax.nn.softmax(scores_BKGTS), v_BSKH)
     return out_BTKGH.reshape(q_BTNH.shape)

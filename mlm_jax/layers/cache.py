@@ -17,7 +17,6 @@ class Cache(NamedTuple):
 
     @classmethod
     def zeros(cls, cfg: ModelConfig, layout: Layout, batch: int, length: int) -> "Cache":
-        assert cfg.n_kv_heads and cfg.head_dim
         shape = (cfg.n_layers, batch, length, cfg.n_kv_heads, cfg.head_dim)
         zeros = jnp.zeros(shape, cfg.dtype)
         return cls(*(layout.constrain(zeros, None, "batch", None, "kv_heads", None),) * 2)

@@ -9,7 +9,7 @@ SITES = {"embedding": 0, "attention": 1, "mlp": 2}
 def dropout(
     x_BTD: jax.Array, rate: float, keys_B: jax.Array | None, layer: jax.Array | int, site: str
 ) -> jax.Array:
-    """x with a share `rate` set to 0 and the rest scaled up. keys_B: a key a sample; None: x as it is."""
+    """x with a share `rate` set to 0, the rest scaled up. keys_B: one a sample; None: x itself."""
     if keys_B is None or rate == 0.0:
         return x_BTD
 

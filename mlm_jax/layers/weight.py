@@ -75,9 +75,9 @@ def gathered(h_BTD: jax.Array, layout: Layout) -> jax.Array:
 
 
 def stacked(block: M, n_layers: int) -> M:
-    """`block` declared n_layers times: each weight gains a first dim, `layer`, to be scanned over."""
+    """`block` declared n_layers times: each weight gains a first dim, `layer`, to scan over."""
 
-    def stack(w: nnx.Param) -> nnx.Param:
+    def stack(w: nnx.Param) -> nnx.Variable:
         shape = jax.ShapeDtypeStruct((n_layers, *w.shape), w.dtype)
         return w.replace(shape, out_sharding=("layer", *w.get_metadata()["out_sharding"]))
 
@@ -87,7 +87,7 @@ def stacked(block: M, n_layers: int) -> M:
 def materialise(params: nnx.State, seed: int) -> nnx.State:
     """First values of declared weights: of each, a function of (seed, path, layer) only."""
 
-    def first_value(path: tuple, w: nnx.Param) -> nnx.Param:
+    def first_value(path: tuple, w: nnx.Param) -> nnx.Variable:
         meta = w.get_metadata()
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path_name(path).encode()))
         if meta["out_sharding"][0] != "layer":
@@ -101,7 +101,7 @@ def materialise(params: nnx.State, seed: int) -> nnx.State:
 def renamed(params: nnx.State, layout: Layout) -> nnx.State:
     """The same weights with the dims that layout.weights gives them."""
 
-    def rename(path: tuple, w: nnx.Param) -> nnx.Param:
+    def rename(path: tuple, w: nnx.Param) -> nnx.Variable:
         return w.replace(
             out_sharding=layout.rename(path_name(path), w.get_metadata()["out_sharding"])
         )

@@ -22,7 +22,7 @@ def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:
 
 
 def build(cfg: ModelConfig, layout: Layout, seed: int = 0) -> Any:
-    """The model with its first weights: a split weight is born split, no device ever holds it whole.
+    """The model with its first weights. A split weight is born split: no device holds it whole.
 
     Raises LayoutError where the layout does not fit the model.
     """

@@ -46,7 +46,7 @@ def run_blocks(
     blocks: Block, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
     remat: str,
 ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
-    """x through a stack of blocks (layers.weight.stacked): one compiled body, whatever their number.
+    """x through a stack of blocks (layers.weight.stacked): one compiled body for all of them.
 
     remat: what backward computes again. none: nothing. selective: norms, softmax and activations,
     not the matrix products of weights. full: the whole block from its input.

@@ -31,8 +31,8 @@ class Gpt(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         """Logits float32 [B, T, V] of the token after each.
 
-        tokens, segments, positions: int32 [B, T]. Tokens of different segments do not attend to each
-        other; positions default to the place in the row. rngs: dropout keys [B], one a sample
+        tokens, segments, positions: int32 [B, T]. Tokens of different segments do not attend to
+        each other; positions default to the place in the row. rngs: dropout keys [B], one a sample
         (layers.dropout.sample_keys); None: no dropout.
         """
         h_BTD = self.hidden(
@@ -57,11 +57,11 @@ class Gpt(nnx.Module):
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Hidden states of more tokens at these positions, seeing those in the cache; and the cache."""
+        """Hidden states of more tokens at these positions, which see the cache; and the cache."""
         view = View.of(self.cfg, positions_BT, None, slots=cache.k_LBSKH.shape[2])
-        h_BTD, cache = self._hidden(tokens_BT, view, None, cache)
-        assert cache is not None
-        return h_BTD, cache
+        h_BTD, extended = self._hidden(tokens_BT, view, None, cache)
+        assert extended is not None
+        return h_BTD, extended
 
     def _hidden(
         self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None
