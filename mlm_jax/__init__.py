@@ -4,9 +4,8 @@ Names are imported when first used, so that `import mlm_jax` and the command lin
 """
 
 import importlib
+import importlib.metadata
 from typing import Any
-
-__version__ = "0.1.0"
 
 EXPORTS = {
     "load_config": "mlm_jax.config",
@@ -22,6 +21,8 @@ __all__ = [*EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("mlm_jax")
     if name not in EXPORTS:
         raise AttributeError(
             f"module 'mlm_jax' has no attribute {name!r}; it has {', '.join(EXPORTS)}"

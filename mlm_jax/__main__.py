@@ -6,6 +6,7 @@ Exit status: 0 done; 1 a failure while running; 2 the request cannot be carried 
 
 import difflib
 import importlib
+import importlib.metadata
 import logging
 import sys
 
@@ -27,9 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
-        from mlm_jax import __version__
-
-        print(f"mlm-jax {__version__}")
+        print(f"mlm-jax {importlib.metadata.version('mlm_jax')}")
         return 0
     try:
         if argv[0] not in COMMANDS:

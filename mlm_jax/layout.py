@@ -159,6 +159,16 @@ class Layout:
             lambda path, w: self.sharding(*self._dims(path, w)), tree, is_leaf=is_weight
         )
 
+    def placed(self, shapes: Any) -> Any:
+        """A tree of ShapeDtypeStructs, each with its sharding: what a restored tree is to be like."""
+
+        def place(sharding: NamedSharding, part: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+            )
+
+        return jax.tree.map(place, self.shardings(shapes), shapes)
+
     def fit(self, cfg: ModelConfig, batch: int | None = None) -> "Layout":
         """This layout with the rows that depend on a model's sizes settled, and the rest checked.
 

@@ -51,7 +51,7 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
     train = partial(train_step, run=run, layout=layout, graphdef=graphdef, tx=tx)
     return Steps(
         init=jax.jit(build, out_shardings=shardings),  # a split weight is born split
-        abstract=placed(shapes, shardings),
+        abstract=layout.placed(shapes),
         train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, None)),
         evaluate=jax.jit(partial(eval_step, graphdef=graphdef)),
         graphdef=graphdef,
@@ -121,14 +121,3 @@ def accumulate(value_and_grad: Any, params: nnx.State, batch: Batch, n: int, lay
 
     zeros = jnp.zeros((), jax.tree.leaves(params)[0].dtype), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))[0]
-
-
-def placed(shapes: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of `shapes` with `shardings`, which may be a prefix of it."""
-
-    def place(sharding: Any, part: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part
-        )
-
-    return jax.tree.map(place, shardings, shapes)

@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 
 from mlm_jax.config import CheckpointConfig
 from mlm_jax.errors import CheckpointError
-from mlm_jax.step import TrainState
 
 
 class Checkpoints:
@@ -39,11 +38,11 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: Any) -> None:
         """Begins to save; the state may be donated as soon as this returns."""
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(named(state))))
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+    def restore(self, abstract: Any, step: int | None = None) -> Any:
         """The state at a step, or the newest, laid out as `abstract` says."""
         step = self._known(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(named(abstract)))

@@ -16,7 +16,6 @@ from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import CheckpointError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare
-from mlm_jax.step import placed
 
 FORMAT = 1
 # What a run cannot change on its way: its weights and its batches would be those of another run.
@@ -86,7 +85,7 @@ def load(workdir: Path | str, step: int | None = None, layout: Layout | None = N
     layout = (layout or Layout.create(jax.devices()[:1])).fit(run.model)
     graphdef, declared = nnx.split(declare(run.model, layout), nnx.Param)
     with Checkpoints(workdir) as checkpoints:
-        params = checkpoints.restore_params(placed(declared, layout.shardings(declared)), step)
+        params = checkpoints.restore_params(layout.placed(declared), step)
     model = nnx.merge(graphdef, params)
     has_tokenizer = (workdir / "tokenizer" / "tokenizer.json").exists()
     model.tokenizer = Tokenizer.load(workdir / "tokenizer") if has_tokenizer else None
