@@ -160,7 +160,7 @@ class Layout:
         )
 
     def placed(self, shapes: Any) -> Any:
-        """A tree of ShapeDtypeStructs, each with its sharding: what a restored tree is to be like."""
+        """A tree of ShapeDtypeStructs, each with its sharding: what a restored tree is like."""
 
         def place(sharding: NamedSharding, part: Any) -> Any:
             return jax.tree.map(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from mlm_jax.checkpoint.workdir import check_same_run, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, leads
-from mlm_jax.errors import CheckpointError, MlmJaxError
+from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
 from mlm_jax.layout import Layout
@@ -46,6 +47,7 @@ def train(run: RunConfig, workdir: Path | str) -> Outcome:
         check_same_run(workdir, run)
         data = open_data(run)
         steps = make_steps(run, layout)
+        check_memory(steps.abstract, layout)
         with Checkpoints(workdir, run.checkpoint) as checkpoints:
             start = checkpoints.latest() or 0
             if start > last:
@@ -220,6 +222,26 @@ class Story:
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
             head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.activation == "swiglu",
         )  # fmt: skip
+
+
+def check_memory(abstract: TrainState, layout: Layout) -> None:
+    """Raises LayoutError where weights, moments and gradients alone are more than there is."""
+    held = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves((abstract, abstract.params))  # gradients are as large as weights
+    )
+    device = layout.mesh.devices.flat[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    where = f"a device has {(limit or 0) / 2**30:.1f}"
+    if device.platform == "cpu":  # virtual devices share the memory of the machine
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        held *= layout.mesh.size
+        where = f"this machine has {limit / 2**30:.1f}"
+    if limit and held > limit:
+        raise LayoutError(
+            f"weights, gradients and moments take {held / 2**30:.1f} GiB, and {where}; split them"
+            " over more devices (layout.fsdp, layout.tp), or take a smaller model"
+        )
 
 
 def peak_memory_gib() -> float | None:
