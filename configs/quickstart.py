@@ -11,7 +11,7 @@ def get_config():
     cfg = defaults()  # mlm_jax/config.py: every key there is; sizes are the defaults
     cfg.model.norm, cfg.model.positions = "rmsnorm", "rotary"
     cfg.model.bias = False
-    cfg.model.init_std = 0.06  # at this width 0.02 starts too small: 0.1 bits per byte after 300 steps
+    cfg.model.init_std = 0.06  # 0.02 is small at this width: 0.1 bits per byte worse at step 300
     cfg.train.steps = 1000
     cfg.train.global_batch_size = 8
     cfg.train.eval_batches = 16
