@@ -1,0 +1,231 @@
+import math
+import time
+
+import jax
+import pytest
+from flax import nnx
+
+from mlm_jax.config import LayoutConfig, load_config
+from mlm_jax.errors import LayoutError
+from mlm_jax.layout import MESH_AXES, PRESETS, Layout, P, resolve
+from mlm_jax.models import build, declare
+from mlm_jax.step import make_steps
+from tests.conftest import LAYOUTS, named, tiny_layout, tiny_run
+
+
+def explained(layout, cfg):
+    return {r["weight"]: r for r in layout.explain(nnx.state(declare(cfg, layout), nnx.Param))}
+
+
+def above_one(sizes):
+    return {axis: n for axis, n in sizes.items() if n > 1}
+
+
+@pytest.mark.parametrize(
+    ("preset", "on_8"),
+    [
+        (None, {"dp": 8}),
+        ("single", {}),
+        ("dp", {"dp": 8}),
+        ("fsdp", {"fsdp": 8}),
+        ("tp", {"tp": 8}),
+        ("tp_sp", {"tp": 8}),
+        ("fsdp_tp", {"fsdp": 4, "tp": 2}),
+    ],
+)
+def test_presets(preset, on_8):
+    assert preset is None or preset in PRESETS
+    run = tiny_run(model={"n_heads": 8}, layout={"preset": preset})
+    layout = Layout.from_config(run, 8)
+    assert tuple(layout.mesh.shape) == MESH_AXES
+    assert above_one(layout.mesh.shape) == on_8
+    assert layout.axes("residual_seq") == (("tp",) if preset == "tp_sp" else ())
+    if preset == "fsdp_tp":
+        with pytest.raises(LayoutError, match=r"tp=2 takes 2 devices .* the 1 there are"):
+            Layout.from_config(run, 1)
+    else:  # sequence parallelism is off too where there is nothing to split
+        assert Layout.from_config(run, 1).mesh.size == 1
+        assert Layout.from_config(run, 1).axes("residual_seq") == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"preset": "dp", "tp": 2}, {"dp": 4, "tp": 2}),
+        ({"preset": "fsdp", "dp": 2}, {"dp": 2, "fsdp": 4}),
+        ({"preset": "tp", "fsdp": 2}, {"fsdp": 2, "tp": 4}),
+        ({"preset": "tp", "tp": 2}, {"dp": 4, "tp": 2}),  # what is left over goes to dp
+        ({"preset": "fsdp_tp", "tp": 4}, {"fsdp": 2, "tp": 4}),
+        ({"preset": "fsdp_tp", "fsdp": 2}, {"dp": 2, "fsdp": 2, "tp": 2}),
+        ({"preset": "tp", "fsdp": -1}, {"fsdp": 8}),  # the preset's own -1 gives way
+        ({"tp": 2}, {"dp": 4, "tp": 2}),
+        ({"fsdp": 2, "tp": -1}, {"fsdp": 2, "tp": 4}),
+        ({"dp": 2, "fsdp": 2, "tp": 2}, {"dp": 2, "fsdp": 2, "tp": 2}),
+    ],
+    ids=str,
+)
+def test_an_explicit_size_wins_and_one_axis_takes_the_rest(settings, sizes):
+    assert above_one(resolve(LayoutConfig(**settings), 8)[0]) == sizes
+
+
+def test_sequence_parallelism_follows_the_preset_unless_set():
+    assert resolve(LayoutConfig(preset="tp_sp"), 8)[1]
+    assert not resolve(LayoutConfig(preset="tp_sp", sequence_parallel=False), 8)[1]
+    assert resolve(LayoutConfig(tp=4, sequence_parallel=True), 8)[1]
+
+
+def test_single_takes_one_device_of_many():
+    layout = Layout.from_config(tiny_run(layout={"preset": "single"}))
+    assert layout.mesh.devices.tolist() == [[[[[[jax.devices()[0]]]]]]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"dp": -1, "tp": -1}, ["layout.dp=-1 and layout.tp=-1", "at most one"]),
+        ({"dp": -1, "tp": 3}, ["tp=3 takes 3 devices", "8 there are", "product divides 8"]),
+        ({"dp": 2, "tp": 2}, ["dp=2 tp=2 is 4 devices", "there are 8", "try dp=4"]),
+        ({"dp": 3, "tp": 3}, ["dp=3 tp=3 is 9 devices", "there are 8"]),
+        ({"sequence_parallel": True}, ["layout.sequence_parallel=True", "layout.tp=1", "leave it"]),
+        ({"pp": 2}, ["layout.pp=2", "not built yet", "try pp=1"]),
+        ({"ep": 2, "cp": 2}, ["layout.ep=2", "expert", "layout.cp=2", "context"]),
+        ({"rules": {"mpl": ("tp",)}}, ["no array has a dim 'mpl'", "try mlp"]),
+        ({"rules": {"mlp": ("tpp",)}}, ["mlp='tpp' is no mesh axis", "or tp"]),
+        ({"weights": {"up$": ("layer", "embd", "mlp")}}, ["'embd' has no rule", "embed"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(settings, says):
+    with pytest.raises(LayoutError) as refused:
+        Layout.from_config(tiny_run(layout=settings), 8)
+    assert all(words in str(refused.value) for words in says), refused.value
+
+
+def test_every_misfit_is_in_one_message_with_values_that_would_work():
+    run = tiny_run(
+        model={"n_heads": 6, "n_kv_heads": 3, "d_model": 66, "d_mlp": 99, "seq_len": 31},
+        train={"global_batch_size": 12},
+        layout={"fsdp": 2, "tp": 4, "sequence_parallel": True},
+    )
+    with pytest.raises(LayoutError) as refused:
+        Layout.from_config(run, 16)  # dp 2
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "layout dp=2 fsdp=2 tp=4 does not fit this run:"
+    for expected in [
+        "model.n_heads = 6 does not divide by layout.tp = 4; try n_heads 4 or 8, or tp 2, 3 or 6",
+        "model.n_kv_heads = 3 does not divide by layout.tp = 4; try n_kv_heads 4, or tp 1 or 3",
+        "model.seq_len = 31 does not divide by layout.tp = 4; try seq_len 28 or 32, or tp 1",
+    ]:
+        assert "  " + expected in lines
+    for setting in ("model.d_mlp = 99 ", "model.n_heads * model.head_dim = 66 "):
+        assert [line for line in lines if line.startswith("  " + setting) and "try" in line]
+    assert not any("embed" in line or "d_model" in line for line in lines)  # 66 divides by fsdp
+
+
+@pytest.mark.parametrize(("accumulate", "works"), [(1, True), (2, False)])
+def test_a_microbatch_is_split_too(accumulate, works):
+    run = tiny_run(
+        train={"global_batch_size": 8, "accumulate": accumulate}, layout={"preset": "dp"}
+    )
+    if works:
+        Layout.from_config(run, 8)
+    else:
+        with pytest.raises(
+            LayoutError, match=r"train.global_batch_size / train.accumulate = 4 .* layout.dp = 8"
+        ):
+            Layout.from_config(run, 8)
+
+
+def test_two_dims_of_a_weight_on_one_axis_are_refused_by_name():
+    cfg = tiny_run().model
+    with pytest.raises(LayoutError, match=r"weight blocks.attention.k .* split twice by \['tp'\]"):
+        build(cfg, Layout.create(dp=4, tp=2, rules={"embed": ("tp",)}))
+
+
+def test_a_rank_that_does_not_match_is_refused_by_name():
+    cfg = tiny_run().model
+    layout = Layout.create(dp=4, tp=2, weights=[("mlp.down$", ("layer", "mlp"))])
+    with pytest.raises(LayoutError, match=r"weight blocks.mlp.down .* has shape \(2, 256, 64\)"):
+        build(cfg, layout)
+
+
+def test_a_rule_or_the_dims_of_a_weight_can_be_replaced():
+    cfg = tiny_run().model
+    usual = explained(Layout.create(dp=4, tp=2).fit(cfg), cfg)
+    changed = Layout.create(
+        dp=4, tp=2, rules={"vocab_in": ()}, weights=[("mlp.up$", ("layer", "embed", "residual"))]
+    ).fit(cfg)
+    rows = explained(changed, cfg)
+    assert usual["blocks.mlp.up"]["spec"] == P(None, None, "tp")
+    assert rows["blocks.mlp.up"]["spec"] == P(None, None, None)
+    assert rows["blocks.mlp.up"]["bytes"] == 2 * usual["blocks.mlp.up"]["bytes"]
+    assert rows["embedding.tokens"]["spec"] == P(None, None)
+    same = usual.keys() - {"blocks.mlp.up", "embedding.tokens"}
+    assert all(rows[name] == usual[name] for name in same)
+    held = nnx.state(build(cfg, changed), nnx.Param)["blocks"]["mlp"]["up"][...]
+    assert held.sharding.shard_shape(held.shape) == held.shape
+
+
+def test_key_value_heads_are_replicated_where_tp_is_a_multiple_of_them():
+    cfg = tiny_run("llama").model  # 4 heads, 2 of keys and values
+    assert Layout.create(dp=4, tp=2).fit(cfg).axes("kv_heads") == ("tp",)
+    layout = Layout.create(dp=2, tp=4).fit(cfg)
+    assert layout.axes("kv_heads") == ()
+    assert layout.axes("heads") == ("tp",)
+    assert explained(layout, cfg)["blocks.attention.k"]["rule"] == "replicated"
+    by_hand = Layout.create(dp=2, tp=4, rules={"kv_heads": ("dp",)})  # a row set by hand stays
+    assert by_hand.fit(cfg).axes("kv_heads") == ("dp",)
+
+
+def test_a_table_that_does_not_divide_by_tp_times_fsdp_is_split_both_ways():
+    cfg = tiny_run(model={"d_model": 96, "n_heads": 12, "vocab_size": 128}).model
+    rows = explained(Layout.create(24, fsdp=6, tp=4).fit(cfg), cfg)
+    assert rows["embedding.tokens"]["spec"] == P("tp", "fsdp")  # 128 rows, 24 shards
+    assert rows["embedding.positions"]["spec"] == P(None, None)  # 32 positions, 6 shards
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["fsdp", "tp"])
+def test_weights_and_moments_have_the_shards_that_explain_says(name, style):
+    run = tiny_run(style)
+    layout = tiny_layout(run, **LAYOUTS[name])
+    state = make_steps(run, layout).init()
+    rows = explained(layout, run.model)
+    mu, nu = state.opt_state[1].mu, state.opt_state[1].nu
+    for tree in (state.params, mu, nu):
+        leaves = jax.tree_util.tree_leaves(tree)
+        assert len(leaves) == len(rows)
+        for (weight, row), x in zip(rows.items(), leaves, strict=True):
+            split = [(axes,) if isinstance(axes, str) else axes or () for axes in row["spec"]]
+            ways = [math.prod(layout.mesh.shape[axis] for axis in axes) for axes in split]
+            shard = tuple(n // w for n, w in zip(x.shape, ways, strict=True))
+            assert x.shape == row["shape"], weight
+            assert {s.data.shape for s in x.addressable_shards} == {shard}, weight
+            assert row["bytes"] == x.addressable_shards[0].data.nbytes
+    assert named(state.params).keys() == rows.keys()
+    whole = {weight for weight, row in rows.items() if row["rule"] == "replicated"}
+    vectors = {w for w, row in rows.items() if len(row["shape"]) - ("layer" in row["dims"]) == 1}
+    if name == "fsdp":  # nothing but norms and biases is whole on a device
+        assert whole <= vectors
+        split = [row for weight, row in rows.items() if weight not in whole]
+        assert all(row["bytes"] * 8 == 4 * math.prod(row["shape"]) for row in split)
+    else:  # k and v of 2 heads are whole on tp 4
+        kv = {"blocks.attention.k", "blocks.attention.v"} if style == "llama" else set()
+        assert whole - vectors == kv | ({"embedding.positions"} if style == "gpt2" else set())
+        assert rows["blocks.mlp.up"]["spec"] == P(None, None, "tp")
+        assert rows["blocks.mlp.down"]["spec"] == P(None, "tp", None)
+        assert rows["embedding.tokens"]["spec"] == P("tp", None)
+
+
+def test_a_layout_for_512_devices_is_explained_without_them():
+    start = time.perf_counter()
+    run = load_config("llama:8b", {"layout.fsdp": 64, "layout.tp": 8})
+    rows = explained(Layout.from_config(run, 512), run.model)
+    assert time.perf_counter() - start < 2
+    assert sum(math.prod(row["shape"]) for row in rows.values()) == 8_030_261_248
+    assert rows["blocks.mlp.up"]["spec"] == P(None, "fsdp", "tp")
+    assert rows["blocks.mlp.down"]["spec"] == P(None, ("tp", "fsdp"), None)
+    assert rows["blocks.mlp.down"]["bytes"] == 4 * 32 * 4096 * 14336 // 512
+    whole = sum(row["bytes"] for row in rows.values() if row["rule"] == "replicated")
+    assert whole < 2e6  # norms
