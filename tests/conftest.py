@@ -70,15 +70,17 @@ def tiny_layout(run: RunConfig, **sizes: Any):
     return layout.fit(run.model, batch=run.train.global_batch_size // run.train.accumulate)
 
 
-def tiny_batch(run: RunConfig, seed: int = 0, packed: bool = False) -> dict[str, np.ndarray]:
-    """Random tokens whose rows are trained on to very different shares, also not at all.
+def tiny_batch(
+    run: RunConfig, seed: int = 0, packed: bool = False, least: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Random tokens whose rows are trained on to very different shares, from `least` of a row on.
 
     So a mean over microbatches or devices is not the mean over tokens.
     """
     rng = np.random.default_rng(seed)
     B, T = run.train.global_batch_size, run.model.seq_len
     ids = rng.integers(0, run.model.vocab_size, (B, T + 1), dtype=np.int32)
-    weights = rng.random((B, T)) < rng.random((B, 1)) ** 2
+    weights = rng.random((B, T)) < least + (1 - least) * rng.random((B, 1)) ** 2
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights.astype(np.float32)}
     if packed:
         starts = rng.random((B, T)) < 0.1

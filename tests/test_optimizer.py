@@ -9,7 +9,6 @@ from mlm_jax.optimizer import make_optimizer, make_schedule
 from mlm_jax.step import make_steps
 from tests.conftest import named, tiny_layout, tiny_run
 
-
 MATRICES = {"q", "k", "v", "o", "gate", "up", "down", "tokens", "positions", "weight"}
 
 

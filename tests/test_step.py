@@ -9,7 +9,7 @@ from flax import nnx
 
 from mlm_jax.optimizer import updates_done
 from mlm_jax.step import make_steps
-from tests.conftest import LAYOUTS, named, place, tiny_batch, tiny_layout, tiny_run
+from tests.conftest import LAYOUTS, place, tiny_batch, tiny_layout, tiny_run
 
 RUN = tiny_run(optimizer={"lr": 1e-2})
 
