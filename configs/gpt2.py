@@ -19,6 +19,7 @@ def get_config(size: str = "124m"):
     cfg.model.dtype = "bfloat16"
     cfg.train.steps = 300_000
     cfg.train.global_batch_size = 512
+    cfg.train.accumulate = 8
     cfg.train.eval_every = 1000
     cfg.train.remat = "selective"
     cfg.optimizer.lr = 1.5e-4  # Shoeybi et al. 2019, section 4.1

@@ -24,6 +24,7 @@ def get_config(size: str = "tiny"):
     if size != "tiny":
         m.vocab_size, m.seq_len, m.rotary_base = 128_256, 8192, 500_000.0
         m.dtype = "bfloat16"
-        cfg.train.steps, cfg.train.global_batch_size, cfg.train.remat = 100_000, 512, "full"
+        cfg.train.steps, cfg.train.remat = 100_000, "full"
+        cfg.train.global_batch_size, cfg.train.accumulate = 512, 8
         cfg.optimizer.lr, cfg.optimizer.min_lr, cfg.optimizer.warmup_steps = 3e-4, 3e-5, 2000
     return cfg

@@ -20,9 +20,9 @@ make_venv() {
   if [ "$(cat "$folder/installed" 2>/dev/null)" != "$stamp" ]; then
     echo "installing into $folder ..." >&2
     if "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
-      "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+      "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || return
     else
-      "$python" -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check "$@"
+      "$python" -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check "$@" || return
     fi
     echo "$stamp" > "$folder/installed"
   fi

@@ -7,6 +7,7 @@ problem and raises one ConfigError, or returns a frozen RunConfig. Nothing here 
 import dataclasses
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ class LayoutConfig:
     tp: int | None = setting(None, "tensor parallel", low=-1)
     sequence_parallel: bool | None = setting(None, "split the residual stream over tp")
     rules: Table = setting((), "rows of the table from dims to axes to replace: mlp=tp; vocab=")
-    weights: Table = setting((), "dims of weights by regex of their path: mlp.up=embed,mlp")
+    weights: Table = setting((), "dims of weights by a regex of their name: mlp.up=mlp,embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +219,8 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
     `problems` found before are reported together with those found here.
     """
     problems = list(problems or [])
+    odd = [s for s in SECTIONS if not isinstance(values.get(s, {}), Mapping)]
+    values = {key: value for key, value in values.items() if key not in odd}
     flat = {
         f"{section}.{name}" if section else name: value
         for section, group in [*((s, values.get(s, {})) for s in SECTIONS), ("", values)]
@@ -225,6 +228,7 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
         if section or name not in SECTIONS
     }
     problems += [_unknown(key) for key in flat if key not in KEYS]
+    problems += [f"{s} is no group of settings" for s in odd]
     good, bad = {}, {problem.partition("=")[0] for problem in problems}
     for key in KEYS.keys() & flat.keys():
         try:
@@ -366,7 +370,8 @@ def _digits(text: str) -> bool:
 
 
 def _near_divisors(n: int, k: int) -> str:
-    divisors = sorted((d for d in range(1, n + 1) if n % d == 0), key=lambda d: (abs(d - k), d))
+    below = [d for d in range(1, min(math.isqrt(n), 10**6) + 1) if n % d == 0]
+    divisors = sorted({*below, *(n // d for d in below)}, key=lambda d: (abs(d - k), d))
     return " or ".join(str(d) for d in sorted(divisors[:2]))
 
 

@@ -1,16 +1,22 @@
-"""What a run owes to the machines it runs on: which process leads, and when it is asked to stop."""
+"""What a run owes to the machines it runs on: how many processes, and when it is asked to stop."""
 
 import os
 import signal
 import threading
 from types import FrameType
 
-import jax
+from mlm_jax.errors import LayoutError
+
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def leads() -> bool:
-    """Whether this process writes what a run writes once: config, metrics, reports."""
-    return jax.process_index() == 0
+def refuse_several() -> None:
+    """Raises LayoutError in a process started as one of several: each would train alone."""
+    for name in TASKS:
+        if (count := os.environ.get(name, "1")) != "1":
+            raise LayoutError(
+                f"{name}={count}: a run over several processes is not built yet; start one"
+            )
 
 
 class StopSignals:

@@ -56,6 +56,7 @@ SETTINGS = {  # the setting behind a dim, for messages
     "kv_heads": "model.n_kv_heads", "attn_inner": "model.n_heads * model.head_dim",
     "mlp": "model.d_mlp", "mlp_inner": "model.d_mlp", "seq": "model.seq_len",
     "residual_seq": "model.seq_len", "vocab": "model.vocab_size (padded)",
+    "vocab_in": "model.vocab_size (padded)", "position": "model.seq_len",
     "batch": "train.global_batch_size / train.accumulate",
 }  # fmt: skip
 
@@ -113,8 +114,10 @@ class Layout:
         return cls(mesh, table, tuple(weights))
 
     @classmethod
-    def from_config(cls, run: RunConfig, devices: Sequence[Any] | int | None = None) -> "Layout":
-        """The layout that run.layout asks for, fitted to model and batch, or a LayoutError."""
+    def from_config(
+        cls, run: RunConfig, devices: Sequence[Any] | int | None = None, *, training: bool = True
+    ) -> "Layout":
+        """The layout that run.layout asks for, fitted to the model and, in training, the batch."""
         devices = jax.devices() if devices is None else devices
         count = devices if isinstance(devices, int) else len(devices)
         sizes, sequence_parallel = resolve(run.layout, count)
@@ -124,7 +127,8 @@ class Layout:
             devices, **sizes, sequence_parallel=sequence_parallel,
             rules=dict(run.layout.rules), weights=run.layout.weights,
         )  # fmt: skip
-        return layout.fit(run.model, batch=run.train.global_batch_size // run.train.accumulate)
+        batch = run.train.global_batch_size // run.train.accumulate if training else None
+        return layout.fit(run.model, batch=batch)
 
     def spec(self, *dims: str | None) -> P:
         """PartitionSpec of an array with these dims; None is a dim that is never split."""
@@ -205,9 +209,11 @@ class Layout:
             axes, ways = self.axes(dim), self.ways(dim)
             if size % ways == 0:
                 continue
-            near = sorted({size // ways * ways, -(-size // ways) * ways} - {0})
             name = SETTINGS.get(dim, dim)
-            hint = f"try {name.split()[0].rpartition('.')[2]} {_either(near)}"
+            unit = math.lcm(ways, 128) if dim.startswith("vocab") else ways
+            near = sorted({size // unit * unit, -(-size // unit) * unit} - {0})
+            key = "" if " " in name else name.rpartition(".")[2] + " "  # a product is no key
+            hint = f"try {key}{_either(near)}"
             if len(axes) == 1:
                 divisors = [d for d in range(1, min(size, 2 * ways) + 1) if size % d == 0]
                 hint += f", or {axes[0]} {_either(divisors[-3:])}"
@@ -218,10 +224,6 @@ class Layout:
                 f"layout {_sizes(self.mesh.shape)} does not fit this run:\n  "
                 + "\n  ".join(misfits.values())
             )
-
-    def rename(self, path: str, dims: tuple[str, ...]) -> tuple[str, ...]:
-        """The dims of the weight at this path: the model's, or those that `weights` gives it."""
-        return next((new for regex, new in self.weights if re.search(regex, path)), dims)
 
     def explain(self, params: nnx.State) -> list[dict]:
         """One row a weight: path, shape, dims, the rules that fired, spec, bytes a device holds."""
@@ -243,6 +245,7 @@ class Layout:
         if not dims:
             return (None,) * getattr(w, "ndim", 0)
         problem = None
+        at_odds = [d for d, n in zip(dims, w.shape) if d in self.rules and n % self.ways(d)]  # noqa: B905
         if len(dims) != len(w.shape):  # or JAX splits the wrong dim without a word
             problem = f"has shape {tuple(w.shape)}; is it stacked without 'layer'?"
         elif unknown := [d for d in dims if d not in self.rules]:
@@ -251,6 +254,8 @@ class Layout:
             axes = [axis for d in dims for axis in self.axes(d)]
             if twice := {a for a in axes if axes.count(a) > 1}:
                 problem = f"would be split twice by {sorted(twice)}; change layout.rules"
+            elif at_odds:
+                problem = f"has shape {tuple(w.shape)}: {at_odds} cannot be split that often"
         if problem:
             raise LayoutError(f"weight {path_name(path)} with dims {dims} {problem}")
         return dims
@@ -305,6 +310,11 @@ def _bad_rules(table: Mapping[str, tuple[str, ...]], weights: Sequence) -> list[
             for a in axes
             if a not in MESH_AXES
         ]
+    for regex, _ in weights:
+        try:
+            re.compile(regex)
+        except re.error as why:
+            problems.append(f"layout.weights: {regex!r} is no regular expression: {why}")
     problems += [
         f"layout.weights: {regex}={dim!r} has no rule; try {_either(table)}"
         for regex, dims in weights

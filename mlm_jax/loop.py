@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.checkpoint.workdir import check_same_run, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
-from mlm_jax.distributed import StopSignals, leads
+from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
@@ -32,20 +32,23 @@ class Outcome(NamedTuple):
 
     stopped: bool
     saved: int
-    report: Path | None
+    report: Path
 
 
-def train(run: RunConfig, workdir: Path | str) -> Outcome:
+def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) -> Outcome:
     """Trains until run.train.steps, or resumes where the newest checkpoint of workdir stands.
+
+    stop: signals caught since before this call; None: from here on.
 
     Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError
     when too many steps in a row were not finite.
     """
     workdir, last = Path(workdir), run.train.steps
-    with StopSignals() as stop:
+    refuse_several()
+    with StopSignals() if stop is None else nullcontext(stop) as stop:
         layout = Layout.from_config(run)
-        check_same_run(workdir, run)
         data = open_data(run)
+        check_same_run(workdir, run, data.tokenizer)
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
         with Checkpoints(workdir, run.checkpoint) as checkpoints:
@@ -57,7 +60,7 @@ def train(run: RunConfig, workdir: Path | str) -> Outcome:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir)
                 saved = story.tell(state, start, stop)
-        return Outcome(saved < last, saved, write_report(workdir) if leads() else None)
+        return Outcome(saved < last, saved, write_report(workdir))
 
 
 class Story:
@@ -77,9 +80,11 @@ class Story:
         """Steps start + 1 to the last, or to a signal. Returns the last step saved."""
         t, last = self.run.train, self.run.train.steps
         if start == last:
+            if not self.rows.has("completions"):  # killed after its last checkpoint
+                self.finish(state.params, last)
             return last
-        step_fn = self.compiled(state, start)
-        if stop:  # nothing to save yet
+        step_fn = None if stop else self.compiled(state, start)
+        if stop or step_fn is None:  # nothing to save yet
             return start
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
@@ -135,12 +140,13 @@ class Story:
                     "event", before, event="bad step", loss=m["loss"], grad_norm=m["grad_norm"]
                 )
         good = [m for m in metrics if m["applied"]] or metrics
+        weight = sum(m["weight"] for m in good)
         flops, tokens = self.flops_per_step(), self.tokens_per_step()
         flops_per_s = flops * n / seconds / self.layout.mesh.size
         peak = peak_flops(jax.devices()[0].device_kind)
         self.rows.write(
             "train", step,
-            loss=np.average([m["loss"] for m in good], weights=[m["weight"] for m in good]),
+            loss=sum(m["loss"] * m["weight"] for m in good) / max(weight, 1),
             grad_norm=metrics[-1]["grad_norm"], learning_rate=metrics[-1]["learning_rate"],
             tokens=step * tokens, step_time_s=seconds / n, data_wait_s=self.data_wait / n,
             tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
@@ -183,8 +189,7 @@ class Story:
                     0
                 ]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)
-        if leads():
-            write_report(self.workdir)
+        write_report(self.workdir)
 
     def finish(self, params: nnx.State, step: int) -> None:
         """With the built-in corpus: what its completions are worth, beside two simple baselines."""
@@ -230,7 +235,7 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves((abstract, abstract.params))  # gradients are as large as weights
     )
-    device = layout.mesh.devices.flat[0]
+    device = jax.devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     where = f"a device has {(limit or 0) / 2**30:.1f}"
     if device.platform == "cpu":  # virtual devices share the memory of the machine

@@ -50,6 +50,10 @@ class MetricsLog:
         if self._terminal:
             self._terminal.update(row)
 
+    def has(self, event: str) -> bool:
+        """Whether an event of this name is in metrics.jsonl."""
+        return any(row.get("event") == event for row in read_rows(Path(self._file.name)))
+
     def close(self) -> None:
         if self._file.closed:
             return

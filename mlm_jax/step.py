@@ -1,6 +1,6 @@
 """The train step: a pure function of state and batch, compiled once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from mlm_jax.config import RunConfig
+from mlm_jax.errors import ConfigError
 from mlm_jax.layers.dropout import sample_keys
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
@@ -38,6 +39,8 @@ class Steps(NamedTuple):
 
 def make_steps(run: RunConfig, layout: Layout) -> Steps:
     """The steps of this run under this layout, to be compiled at their first call."""
+    if run.model.attention == "cudnn" and not layout.on_gpu():
+        raise ConfigError("model.attention='cudnn' needs a GPU; try model.attention='auto'")
     graphdef, declared = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
     tx = make_optimizer(run)
 
@@ -53,7 +56,7 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
         init=jax.jit(build, out_shardings=shardings),  # a split weight is born split
         abstract=layout.placed(shapes),
         train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, None)),
-        evaluate=jax.jit(partial(eval_step, graphdef=graphdef)),
+        evaluate=jax.jit(partial(eval_step, run=run, layout=layout, graphdef=graphdef)),
         graphdef=graphdef,
     )
 
@@ -75,12 +78,12 @@ def train_step(
         keys = sample_keys(run.train.seed, state.step, micro["row"]) if run.model.dropout else None
         return next_token_nats(model, micro, keys) / total
 
-    loss, grads = accumulate(
-        jax.value_and_grad(loss_of),
-        state.params,
-        dict(batch) | {"row": rows},
-        run.train.accumulate,
-        layout,
+    def loss_and_grads(micro: Batch) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(state.params, micro)
+        return loss, jax.lax.with_sharding_constraint(grads, layout.shardings(state.params))
+
+    loss, grads = over_microbatches(
+        loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
@@ -95,29 +98,31 @@ def train_step(
 
 
 def eval_step(
-    params: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef
+    params: nnx.State, batch: Batch, *, run: RunConfig, layout: Layout, graphdef: nnx.GraphDef
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over the batch: nats of its targets, and their weights."""
-    return next_token_nats(nnx.merge(graphdef, params), batch, None), batch["weights"].sum()
+    """Sums over the batch, in microbatches as in training: nats of its targets, their weights."""
+
+    def nats(micro: Batch) -> jax.Array:
+        return next_token_nats(nnx.merge(graphdef, params), micro, None)
+
+    total = over_microbatches(nats, batch, run.train.accumulate, layout)
+    return total, batch["weights"].sum()
 
 
-def accumulate(value_and_grad: Any, params: nnx.State, batch: Batch, n: int, layout: Layout) -> Any:
-    """Sum of value_and_grad(params, microbatch) over n microbatches.
+def over_microbatches(f: Callable[[Batch], Any], batch: Batch, n: int, layout: Layout) -> Any:
+    """Sum of f(microbatch) over n microbatches, one after the other.
 
     Microbatch i holds rows i, i + n, i + 2n, ...: each device keeps its own rows, nothing is sent.
     """
-    shardings = layout.shardings(params)
     if n == 1:
-        loss, grads = value_and_grad(params, batch)
-        return loss, jax.lax.with_sharding_constraint(grads, shardings)
+        return f(batch)
 
     def split(x: jax.Array) -> jax.Array:
         micro = x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1)
         return layout.constrain(micro, None, "batch", *(None,) * (x.ndim - 1))
 
-    def add(sums: Any, micro: Batch) -> tuple[Any, None]:
-        loss, grads = jax.tree.map(jnp.add, sums, value_and_grad(params, micro))
-        return (loss, jax.lax.with_sharding_constraint(grads, shardings)), None
-
-    zeros = jnp.zeros((), jax.tree.leaves(params)[0].dtype), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))[0]
+    micros = jax.tree.map(split, dict(batch))
+    like = jax.eval_shape(f, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    add = lambda sums, micro: (jax.tree.map(jnp.add, sums, f(micro)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, micros)[0]

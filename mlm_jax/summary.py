@@ -39,8 +39,8 @@ def completions(rows: list[dict]) -> str:
     """Each prompt with its best completion, and the share of all that Python parses."""
     tries, accepted = (sum(row[key] for row in rows) for key in ("best_of", "accepted"))
     lines = [
-        f"Completions, each the best of {rows[0]['best_of']}, cut after its last whole statement;"
-        f" of all {tries}, {accepted} parse ({accepted / tries:.0%}):"
+        f"Completions, the best of {rows[0]['best_of']} each. Of all {tries}, {accepted} parse"
+        f" ({accepted / tries:.0%}) once cut after their last whole statement:"
     ]
     for row in rows:
         verdict = "parses" if row["parses"] else "does not parse"

@@ -5,6 +5,8 @@ wrote it: any layout, on any number of devices, restores it.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +48,31 @@ class Checkpoints:
         """The state at a step, or the newest, laid out as `abstract` says."""
         step = self._known(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(named(abstract)))
-        tree = self._manager.restore(step, args=args)["state"]
-        return unnamed(abstract, tree)
+        with self._readable(step):
+            return unnamed(abstract, self._manager.restore(step, args=args)["state"])
 
     def restore_params(self, abstract: Any, step: int | None = None) -> Any:
         """Only the weights of a step, laid out as `abstract` says; moments are not read."""
-        folder = self.folder / str(self._known(step)) / "state"
+        step = self._known(step)
         target = {"params": named(abstract)}
         args = ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )  # fmt: skip
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return unnamed(abstract, reader.restore(folder, args)["params"])
+        with self._readable(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.restore(self.folder / str(step) / "state", args)
+            return unnamed(abstract, tree["params"])
+
+    @contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Whatever Orbax and TensorStore raise, and they raise many things, as one message."""
+        try:
+            yield
+        except Exception as why:
+            raise CheckpointError(
+                f"{self.folder / str(step)} cannot be read ({type(why).__name__}:"
+                f" {str(why)[:300]}); remove that folder to go on from an older step"
+            ) from why
 
     def _known(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())

@@ -28,14 +28,23 @@ FIXED = (
 )
 
 
-def check_same_run(workdir: Path, run: RunConfig) -> None:
-    """Raises CheckpointError where workdir holds another run, or something else."""
+def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
+    """Raises CheckpointError where workdir holds another run, or cannot hold one."""
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"{existing} is no folder that can be written; choose another workdir"
+        )
     if not (workdir / "config.json").exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise CheckpointError(f"workdir {workdir} is a file; choose another")
-        if (workdir / "checkpoints").exists():
+        if any((workdir / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
         return
+    saved = workdir / "tokenizer" / "tokenizer.json"
+    if tokenizer and saved.exists() and not Tokenizer.load(saved).same_as(tokenizer):
+        raise CheckpointError(
+            f"workdir {workdir} was trained with another tokenizer (with the built-in corpus: by"
+            " another version of Python); choose another workdir"
+        )
     there, here = (_flat(r.to_dict()) for r in (read_run(workdir), run))
     differ = [f"{k} is {there[k]!r} there, {here[k]!r} here" for k in FIXED if there[k] != here[k]]
     if differ:
@@ -67,7 +76,7 @@ def read_run(workdir: Path) -> RunConfig:
         found = content.pop("format")
     except FileNotFoundError:
         raise CheckpointError(f"{workdir} holds no run: there is no {path}") from None
-    except (OSError, ValueError, KeyError, AttributeError) as why:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
         raise CheckpointError(f"{path} cannot be read: {why}") from None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}; this version reads format {FORMAT}")

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 
-from mlm_jax.config import KEYS, SECTIONS
+from mlm_jax.config import KEYS
 from mlm_jax.errors import ConfigError
 
 Overrides = dict[str, str]
@@ -56,10 +56,7 @@ class HelpConfig(argparse.Action):
     """Prints every setting with its default and meaning."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        for section in SECTIONS:
-            for key, field in KEYS.items():
-                if key.startswith(f"{section}."):
-                    kind = getattr(field.type, "__name__", str(field.type).replace("typing.", ""))
-                    print(f"{key:32} {field.default!s:12} {field.metadata['doc']}  ({kind})")
-            print()
+        for key, field in KEYS.items():
+            kind = getattr(field.type, "__name__", str(field.type).replace("typing.", ""))
+            print(f"{key:32} {field.default!s:12} {field.metadata['doc']}  ({kind})")
         sys.exit(0)

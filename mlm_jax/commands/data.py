@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlm_jax.commands import command_parser, parse
+from mlm_jax.commands import command_parser
 from mlm_jax.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
         return ACTIONS[action](rest)
     parser = command_parser("data", main.__doc__)
     parser.add_argument("action", choices=ACTIONS)
-    parse(parser, argv)
+    parser.parse_args(argv)
     raise ConfigError(f"{action!r} is no action; there are {', '.join(ACTIONS)}")
 
 
@@ -32,7 +32,7 @@ def build(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
     parser.add_argument("--json_key", default="text", help="key of the text in a JSON line")
     parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
-    args, _ = parse(parser, argv)
+    args = parser.parse_args(argv)
     from mlm_jax.data.preprocess import build as write
     from mlm_jax.data.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def inspect(argv: list[str]) -> int:
     parser = command_parser("data inspect", inspect.__doc__)
     parser.add_argument("prefix", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or its folder")
-    args, _ = parse(parser, argv)
+    args = parser.parse_args(argv)
     from mlm_jax.data.indexed import IndexedDataset
     from mlm_jax.data.tokenizer import Tokenizer
 

@@ -14,9 +14,7 @@ def main(argv: list[str]) -> int:
     """
     parser = command_parser("explain", main.__doc__)
     add_config(parser)
-    parser.add_argument(
-        "--devices", type=int, help="default: the product of the sizes that are set"
-    )
+    parser.add_argument("--devices", type=int, help="default: the product of the sizes set")
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
     from flax import nnx
@@ -26,7 +24,7 @@ def main(argv: list[str]) -> int:
     from mlm_jax.models import declare
 
     sizes = [getattr(run.layout, axis) or 1 for axis in MESH_AXES]
-    devices = args.devices or math.prod(n for n in sizes if n > 0)
+    devices = math.prod(n for n in sizes if n > 0) if args.devices is None else args.devices
     if devices < 1:
         raise ConfigError(f"--devices {devices} must be at least 1")
     layout = Layout.from_config(run, devices)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if overrides:
         wanted = {key.removeprefix("layout."): value for key, value in overrides.items()}
         run = from_dict(read_run(args.workdir).to_dict() | {"layout": wanted})
-        layout = Layout.from_config(run)
+        layout = Layout.from_config(run, training=False)
     model = load(args.workdir, step=args.step, layout=layout)
     texts = generate(
         model, args.prompt, max_tokens=args.max_tokens, temperature=args.temperature,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mlm_jax.commands import add_config, command_parser, parse
 from mlm_jax.config import load_config
+from mlm_jax.distributed import StopSignals
 from mlm_jax.host import keep_freed_memory
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -21,10 +22,11 @@ def main(argv: list[str]) -> int:
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
     keep_freed_memory()
-    from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
-    from mlm_jax.summary import summary
+    with StopSignals() as stop:
+        from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
+        from mlm_jax.summary import summary
 
-    outcome = train(run, args.workdir)
+        outcome = train(run, args.workdir, stop)
     if outcome.stopped:
         where = f"saved at step {outcome.saved}" if outcome.saved else "nothing was saved yet"
         print(f"stopped on request; {where}. The same command goes on from there.")

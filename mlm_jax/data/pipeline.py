@@ -46,13 +46,15 @@ def open_data(run: RunConfig) -> Data:
                 f"data.path={run.data.path!r} holds no tokens; build it again from text"
             )
         train, valid, _ = split_ranges(run.data.split, len(indexed))
-        shares = [part.strip() for part in run.data.split.split(",")] + ["0"]
-        if not valid and float(shares[1]):
+        shares = [float(part) for part in run.data.split.replace(",", " ").split()]
+        if not valid and any(shares[1:2]):
             raise DataError(
                 f"data.split={run.data.split!r} leaves none of {len(indexed)} documents for"
                 " validation; give it a larger part, or 0"
             )
         parts = (indexed, train), (indexed, valid)
+    if not run.data.cross_document_attention and max(p[0].lengths.max() for p in parts) < 2:
+        raise DataError("every document has one token: none is predicted from another")
     if tokenizer and tokenizer.vocab_size > run.model.vocab_size:
         raise DataError(
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's"
@@ -68,8 +70,8 @@ def open_data(run: RunConfig) -> Data:
 class Batches:
     """Batch k of a split: samples k * B to (k + 1) * B of an endless stream of epochs.
 
-    Each epoch is Megatron's index for one epoch, with seed + epoch: the order of a run does not
-    depend on how many steps it was asked for.
+    Each epoch is Megatron's index for one epoch: within the first, samples come as in Megatron-LM.
+    There later ones are shuffled with it, so that their order depends on the steps asked for.
     """
 
     def __init__(self, run: RunConfig, indexed: IndexedDataset, sequences: range):
@@ -115,9 +117,12 @@ class Batches:
         return row | {"segments": segments[:-1], "positions": positions[:-1], "weights": weights}
 
     def _index_epoch(self, epoch: int) -> GptSamples:
+        seed = self.run.train.seed  # Megatron's order; later epochs draw seeds of their own
+        if epoch:
+            seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         return GptSamples(
             self.indexed, self.sequences, n_samples=None, seq_len=self.run.model.seq_len,
-            seed=(self.run.train.seed + epoch) % 2**32,
+            seed=seed,
         )  # fmt: skip
 
 

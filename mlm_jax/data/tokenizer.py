@@ -61,6 +61,10 @@ class Tokenizer:
         self.backend.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
+    def same_as(self, other: "Tokenizer") -> bool:
+        """Whether both give every text the same ids."""
+        return self.backend.to_str() == other.backend.to_str()
+
     def encode(self, text: str) -> list[int]:
         """The ids of this text and nothing else: no BOS, no EOD."""
         return self.backend.encode(text, add_special_tokens=False).ids

@@ -17,8 +17,8 @@ PROMPTS = (
 def complete(model: Any, *, best_of: int = 4, max_tokens: int = 64, seed: int = 0) -> list[dict]:
     """For each prompt the best of some completions: the longest that parses, else the first.
 
-    Rows: prompt, text, parses, and accepted, how many of the best_of parse. Each is cut after its
-    last whole statement; an empty one does not count as accepted.
+    Rows: prompt, text, parses, and accepted: how many of the best_of parse once they are cut after
+    their last whole statement. One of which nothing is left is not accepted.
     """
     asked = [prompt for prompt in PROMPTS for _ in range(best_of)]
     texts = generate(

@@ -42,6 +42,11 @@ def generate(
         text = tokenizer.decode(ids)
         return any(s in text for s in stop)
 
+    for i, prompt in enumerate(prompts):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as why:
+            raise ConfigError(f"prompt {i} is not valid Unicode: {why}") from None
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     ids = [tokenizer.encode(prompt) or [tokenizer.eod_id or 0] for prompt in prompts]
     new = generate_ids(
@@ -57,7 +62,7 @@ def generate_ids(
 ) -> list[list[int]]:  # fmt: skip
     """New token ids of each prompt, without eod_id, which ends a row; so does ended(ids)."""
     cfg = model.cfg
-    check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling)
+    check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling, seed)
     if not prompts:
         return []
     layout = model.layout.whole_sequence()
@@ -141,15 +146,17 @@ def decode(
 
 
 def check(
-    prompts: Sequence[Sequence[int]], max_tokens: int, seq_len: int, vocab_size: int, s: Sampling
-) -> None:
+    prompts: Sequence[Sequence[int]], max_tokens: int, seq_len: int, vocab_size: int, s: Sampling,
+    seed: int,
+) -> None:  # fmt: skip
     """Raises one ConfigError with everything that cannot be carried out."""
     problems = [
         f"{name}={value} must be {range_}"
         for name, value, good, range_ in [
             ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-            ("temperature", s.temperature, s.temperature >= 0, "at least 0; 0 is greedy"),
-            ("top_k", s.top_k, s.top_k >= 0, "at least 0; 0 is off"),
+            ("seed", seed, 0 <= seed < 2**32, "from 0 to 2**32 - 1"),
+            ("temperature", s.temperature, 0 <= s.temperature <= 1000, "from 0, greedy, to 1000"),
+            ("top_k", s.top_k, 0 <= s.top_k < 2**31, "at least 0; 0 is off"),
             ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0 and at most 1; 1 is off"),
             (
                 "repetition_penalty",

@@ -78,7 +78,7 @@ class Attention(nnx.Module):
             q_BTNH, k_BTKH = rotate(q_BTNH, view.angles_BTh), rotate(k_BTKH, view.angles_BTh)
         k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if cache is not None:
-            cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH)
+            cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH, self.layout)
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
         if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
             k_BSKH, v_BSKH = self._repeat(k_BSKH), self._repeat(v_BSKH)
@@ -108,7 +108,8 @@ class Attention(nnx.Module):
                 "model.attention='cudnn' would ignore the mask between packed documents; try"
                 " model.attention='auto'"
             )
-        fits = not masked and dtype == jnp.bfloat16 and self.layout.on_gpu()
+        size_fits = self.head_dim % 8 == 0 and self.head_dim <= 128  # of cuDNN on every GPU
+        fits = not masked and dtype == jnp.bfloat16 and size_fits and self.layout.on_gpu()
         cudnn = not cached and (self.kernel == "cudnn" or (self.kernel == "auto" and fits))
         return "cudnn" if cudnn else "xla"
 

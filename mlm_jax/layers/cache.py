@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from mlm_jax.config import ModelConfig
 from mlm_jax.layout import Layout
 
+DIMS = (None, "batch", None, "kv_heads", None)
+
 
 class Cache(NamedTuple):
     """k, v: [L, B, S, K, H] in model.dtype; slot s of a row holds the token at position s."""
@@ -18,12 +20,16 @@ class Cache(NamedTuple):
     @classmethod
     def zeros(cls, cfg: ModelConfig, layout: Layout, batch: int, length: int) -> "Cache":
         shape = (cfg.n_layers, batch, length, cfg.n_kv_heads, cfg.head_dim)
-        zeros = jnp.zeros(shape, cfg.dtype)
-        return cls(*(layout.constrain(zeros, None, "batch", None, "kv_heads", None),) * 2)
+        return cls(*(layout.constrain(jnp.zeros(shape, cfg.dtype), *DIMS),) * 2)
 
     def write(
-        self, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
-    ) -> "Cache":
+        self, layer: jax.Array, positions_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
+        layout: Layout,
+    ) -> "Cache":  # fmt: skip
+        """The cache with keys and values of tokens at these positions in one layer."""
         rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-        at = lambda x: x.at[layer, rows_B1, positions_BT]  # noqa: E731
-        return Cache(at(self.k_LBSKH).set(k_BTKH), at(self.v_LBSKH).set(v_BTKH))
+
+        def put(into: jax.Array, new: jax.Array) -> jax.Array:
+            return layout.constrain(into.at[layer, rows_B1, positions_BT].set(new), *DIMS)
+
+        return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))

@@ -7,6 +7,7 @@ layout, not on whether layers are stacked, not on which other weights there are.
 """
 
 import dataclasses
+import re
 import zlib
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlm_jax.config import ModelConfig
+from mlm_jax.errors import LayoutError
 from mlm_jax.layout import Layout, path_name
 
 M = TypeVar("M", bound=nnx.Module)
@@ -99,14 +101,24 @@ def materialise(params: nnx.State, seed: int) -> nnx.State:
 
 
 def renamed(params: nnx.State, layout: Layout) -> nnx.State:
-    """The same weights with the dims that layout.weights gives them."""
+    """The same weights with the dims that layout.weights gives them; `layer` need not be said.
+
+    Raises LayoutError for a regex that matches no weight.
+    """
+    used = set()
 
     def rename(path: tuple, w: nnx.Param) -> nnx.Variable:
-        return w.replace(
-            out_sharding=layout.rename(path_name(path), w.get_metadata()["out_sharding"])
-        )
+        dims, name = w.get_metadata()["out_sharding"], path_name(path)
+        for regex, new in layout.weights:
+            if re.fullmatch(rf"(.*\.)?({regex})", name):
+                used.add(regex)
+                dims = ("layer", *new) if dims[0] == "layer" and "layer" not in new else new
+        return w.replace(out_sharding=dims)
 
-    return jax.tree_util.tree_map_with_path(rename, params, is_leaf=is_weight)
+    named = jax.tree_util.tree_map_with_path(rename, params, is_leaf=is_weight)
+    if idle := [regex for regex, _ in layout.weights if regex not in used]:
+        raise LayoutError(f"layout.weights: no weight is called {idle}; `explain` lists them")
+    return named
 
 
 def is_weight(leaf: Any) -> bool:

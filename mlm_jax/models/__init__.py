@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from mlm_jax.config import ModelConfig
+from mlm_jax.errors import ConfigError
 from mlm_jax.layers.weight import materialise, renamed
 from mlm_jax.layout import Layout
 from mlm_jax.models.gpt import Gpt
@@ -15,6 +16,8 @@ FAMILIES = {"gpt": Gpt}
 
 def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:
     """The model with shapes for weights: made in milliseconds at any size."""
+    if cfg.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("model.dtype='float64' needs JAX_ENABLE_X64=1; or try float32")
     model = FAMILIES[cfg.family](cfg, layout, remat=remat)
     if layout.weights:
         nnx.update(model, renamed(nnx.state(model, nnx.Param), layout))
