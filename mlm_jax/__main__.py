@@ -24,8 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command. argv: without the program's name; None: sys.argv."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("mlm_jax").setLevel(logging.INFO)
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"mlm-jax {importlib.metadata.version('mlm_jax')}")

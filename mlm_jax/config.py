@@ -8,6 +8,9 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
+import re
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -186,7 +189,7 @@ def defaults() -> "ConfigDict":
     return ConfigDict({**tree, "name": config_dict.placeholder(str)}).lock()
 
 
-def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The run that a config file and overrides describe.
 
     spec       a shipped config, `gpt2:124m`, from any folder; or a file, `path/x.py:ARG`. A file is
@@ -210,7 +213,7 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> RunCon
         group: Any = cfg[section] if section else cfg
         with cfg.unlocked(), cfg.ignore_type():  # references to this key (4 * d_model) follow
             group[name] = typed
-    return from_dict({"name": spec} | _set_values(cfg), problems)
+    return from_dict({"name": str(spec)} | _set_values(cfg), problems)
 
 
 def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> RunConfig:
@@ -278,10 +281,13 @@ def _misfits(run: RunConfig) -> list[str]:
          f"train.global_batch_size={t.global_batch_size} does not divide by train.accumulate="
          f"{t.accumulate}; try accumulate {_near_divisors(t.global_batch_size, t.accumulate)}"),
         (o.min_lr > o.lr, f"optimizer.min_lr={o.min_lr} is above optimizer.lr={o.lr}"),
-        (o.schedule == "constant" and (o.min_lr or o.decay_steps),
-         f"optimizer.schedule='constant' never decays; optimizer.min_lr={o.min_lr} and"
-         f" optimizer.decay_steps={o.decay_steps} do nothing; leave them out"),
-        (o.decay_steps and o.warmup_steps >= o.decay_steps,
+        (o.schedule == "constant" and o.min_lr,
+         f"optimizer.min_lr={o.min_lr} does nothing: optimizer.schedule='constant' never decays;"
+         " set optimizer.min_lr=0"),
+        (o.schedule == "constant" and o.decay_steps,
+         f"optimizer.decay_steps={o.decay_steps} does nothing: optimizer.schedule='constant' never"
+         " decays; set optimizer.decay_steps=None"),
+        (o.schedule != "constant" and o.decay_steps and o.warmup_steps >= o.decay_steps,
          f"optimizer.warmup_steps={o.warmup_steps} leaves nothing of"
          f" optimizer.decay_steps={o.decay_steps} to decay"),
         (d.path is None and d.tokenizer is not None,
@@ -295,7 +301,7 @@ def _misfits(run: RunConfig) -> list[str]:
 def _typed(value: Any, field: dataclasses.Field) -> Any:
     """value, text or not, as the field's type. ValueError says what was expected."""
     kinds = _kinds(field)
-    if types.NoneType in kinds and (value is None or str(value).lower() in ("none", "")):
+    if types.NoneType in kinds and (value is None or str(value).lower() == "none"):
         return None
     kind = kinds[0]
     text = value.strip() if isinstance(value, str) else ""
@@ -307,7 +313,7 @@ def _typed(value: Any, field: dataclasses.Field) -> Any:
     if kind in (int, float):
         try:
             number = float(value) if not isinstance(value, bool) else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or number != number:
             raise ValueError("a whole number" if kind is int else "a number")
@@ -325,7 +331,7 @@ def _typed(value: Any, field: dataclasses.Field) -> Any:
             f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
         )
     if kind is str:
-        if isinstance(value, str):
+        if isinstance(value, str) and value:  # empty: a variable of the shell that is not set
             return value
         raise ValueError("text")
     return _table(value)
@@ -358,6 +364,16 @@ def _in_range(value: Any, metadata: Mapping[str, Any]) -> None:
             raise ValueError(least + (f" and below {below}" if below is not None else ""))
 
 
+def takes(field: dataclasses.Field) -> str:
+    """What a setting takes, for a person: 'int | None', 'layernorm | rmsnorm', 'table'."""
+    names = {types.NoneType: ["None"], Table: ["table"]}
+    return " | ".join(
+        name
+        for kind in dict.fromkeys(_kinds(field))
+        for name in names.get(kind, typing.get_args(kind) or [getattr(kind, "__name__", "")])
+    )
+
+
 def _kinds(field: dataclasses.Field) -> tuple[Any, ...]:
     """(int, NoneType) for `int | None`, and for an `int` derived where it is None; else (int,)."""
     union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
@@ -382,30 +398,50 @@ def _unknown(key: str) -> str:
     return f"{key} is no setting" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 
-def _read_spec(spec: str) -> "ConfigDict":
-    name, _, arg = spec.partition(":")
+def _read_spec(spec: str | Path) -> "ConfigDict":
+    name, _, arg = str(spec).partition(":")
     is_file = name.endswith(".py") or "/" in name
     path = Path(name) if is_file else shipped_configs() / f"{name}.py"
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike Path.is_file, takes any text
         shipped = sorted(p.stem for p in shipped_configs().glob("*.py"))
-        near = difflib.get_close_matches(name, shipped, n=1)
+        near = difflib.get_close_matches(name.lower(), shipped, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"no config {str(path) if is_file else name!r}; {hint}shipped: {', '.join(shipped)}"
-        )
+        raise ConfigError(f"no config {name!r}; {hint}shipped: {', '.join(shipped)}")
+    sizes: Any = ()
     try:
         module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
         assert module_spec is not None
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
+        sizes = getattr(module, "SIZES", ())
         cfg = module.get_config(*([arg] if arg else []))
-        cfg.unlocked, cfg.to_dict  # noqa: B018  a ConfigDict, or say so below
+        _require_config(cfg)
         return cfg
-    except Exception as why:  # whatever a config file, which is code, may raise
-        sizes = getattr(locals().get("module"), "SIZES", None)
+    except (Exception, SystemExit) as why:  # whatever a config file, which is code, may raise
         has = f"; it has {', '.join(sizes)}" if sizes and isinstance(why, KeyError) else ""
-        raise ConfigError(f"{path}, get_config({arg}): {type(why).__name__}: {why}{has}") from why
+        raise ConfigError(_where(path, why) + _what(why) + has) from why
+
+
+def _require_config(cfg: Any) -> None:
+    from ml_collections import ConfigDict
+
+    if not all(type(part) is ConfigDict for part in (cfg, *(getattr(cfg, s, 0) for s in SECTIONS))):
+        raise TypeError("get_config returns what mlm_jax.config.defaults() gives, with changes")
+
+
+def _where(path: Path, why: BaseException) -> str:
+    """'path, line 5: ', or without a line where none of this file was at work."""
+    frames = traceback.extract_tb(why.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename) == path.absolute()]
+    return f"{path}, line {lines[-1]}: " if lines else f"{path}: "
+
+
+def _what(why: BaseException) -> str:
+    """The error, without the list of every other key that ml_collections adds."""
+    if near := re.search(r'Did you mean "(.*)" instead of "(.*)"', str(why)):
+        return f"{near[2]} is no setting; did you mean {near[1]}?"
+    return f"{type(why).__name__}: {str(why).partition(' and cannot be added')[0]}"
 
 
 def shipped_configs() -> Path:

@@ -76,6 +76,9 @@ class Layout:
     rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: RULES)
     weights: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
+    def __repr__(self) -> str:  # a model shows its layout once a module
+        return f"Layout({_sizes(self.mesh.shape)})"
+
     def __hash__(self):
         return hash((self.mesh, tuple(sorted(self.rules.items())), self.weights))
 
@@ -94,6 +97,9 @@ class Layout:
             for axis, name in NOT_YET.items()
             if sizes[axis] > 1
         ]
+        wrong = [f"layout.{a}={n!r} must be at least 1" for a, n in sizes.items() if not n >= 1]
+        if wrong:
+            raise LayoutError("this layout cannot be made:\n  " + "\n  ".join(wrong))
         if (used := math.prod(shape)) != count:
             rest = count // (used // dp) if count % (used // dp) == 0 else None
             fit = f"dp={rest}" if rest else f"sizes whose product is {count}"

@@ -108,12 +108,14 @@ class Story:
     def compiled(self, state: TrainState, start: int) -> Any:
         """The train step compiled for this run's shapes; what it takes is written down."""
         begun = time.perf_counter()
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        self.rows.write("event", start, event="compiling", parameters=parameters)
         batch = place(self.data.train.batch(start), self.layout)
         step_fn = self.steps.train.lower(state, batch).compile()
         memory = step_fn.memory_analysis()
         self.rows.write(
             "event", start, event="compiled", seconds=time.perf_counter() - begun,
-            parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+            parameters=parameters,
             devices=self.layout.mesh.size, device_kind=jax.devices()[0].device_kind,
             state_gib=memory.argument_size_in_bytes / 2**30,
             temporary_gib=memory.temp_size_in_bytes / 2**30,

@@ -117,6 +117,9 @@ class Terminal:
             if row.get("bits_per_byte") is not None:
                 fields.append(f"bits/byte {_number(row['bits_per_byte'])}")
             self.say("  ".join(fields))
+        elif row.get("event") == "compiling":
+            resumed = f"resuming at step {row['step']}: " if row["step"] else ""
+            self.say(f"{resumed}compiling a step of {short_number(row['parameters'])} parameters")
         elif row.get("event") == "sample":
             head = f"sample  step {row['step']}  "
             prompt, text = (

@@ -2,8 +2,8 @@
 
 import math
 import re
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 PASSED_ON = ("get-tuple-element", "bitcast", "copy", "convert", "add", "transpose", "reshape")
@@ -90,26 +90,29 @@ class Program:
         visit(self.entry, 1, False)
         return {name: run for name, run in runs.items() if run[0]}
 
-    def scattered(self, computation: str, op: Instruction) -> bool:
+    def scattered(self, computation: str, op: Instruction, outside: Any = lambda: False) -> bool:
         """Whether each device uses only a slice of op's result.
 
         XLA's CPU backend has no reduce-scatter: it writes an all-reduce and a dynamic-slice, which
-        may be fused with what comes after it.
+        may be fused with what comes before or after it. outside: for what a fusion hands back.
         """
         users = [user for user in self.computations[computation] if op.name in user.operands]
-        return bool(users) and all(self.slices(computation, op, user) for user in users)
+        if not users:
+            return outside()
+        return all(self.sliced(computation, op, user, outside) for user in users)
 
-    def slices(self, computation: str, op: Instruction, user: Instruction) -> bool:
+    def sliced(self, computation: str, op: Instruction, user: Instruction, outside: Any) -> bool:
         if user.opcode == "dynamic-slice":
             return user.operands[0] == op.name
         if user.opcode in PASSED_ON:
-            return self.scattered(computation, user)
+            return self.scattered(computation, user, outside)
         if user.opcode != "fusion":
             return False
         fused = called(user)[0]
         places = {str(i) for i, operand in enumerate(user.operands) if operand == op.name}
         inside = [p for p in self.computations[fused] if p.opcode == "parameter"]
-        return all(self.scattered(fused, p) for p in inside if p.operands[0] in places)
+        on = partial(self.scattered, computation, user, outside)
+        return all(self.scattered(fused, p, on) for p in inside if p.operands[0] in places)
 
 
 def parse(name: str, text: str) -> Instruction:

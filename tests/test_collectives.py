@@ -111,6 +111,11 @@ HloModule a_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
   ROOT %slice = f32[1,8]{1,0} dynamic-slice(%param_1, %param_0, %zero), dynamic_slice_sizes={1,8}
 }
 
+%fused_convert (param_0: f32[4,8]) -> bf16[4,8] {
+  %param_0 = f32[4,8]{1,0} parameter(0)
+  ROOT %convert = bf16[4,8]{1,0} convert(%param_0)
+}
+
 %inner (p: f32[4,8]) -> f32[4,8] {
   %p = f32[4,8]{1,0} parameter(0)
   ROOT %all-gather.1 = bf16[4,8]{1,0} all-gather(%p), dimensions={0}
@@ -127,7 +132,8 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %a = f32[4,8]{1,0} parameter(0)
   %i = s32[] partition-id()
   %summed = f32[4,8]{1,0} all-reduce(%a), to_apply=%add
-  %mine = f32[1,8]{1,0} fusion(%i, %summed), kind=kLoop, calls=%fused_slice
+  %narrow = bf16[4,8]{1,0} fusion(%summed), kind=kLoop, calls=%fused_convert
+  %mine = f32[1,8]{1,0} fusion(%i, %narrow), kind=kLoop, calls=%fused_slice
   %ag = (f32[1,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%mine), dimensions={0}
   %done = f32[4,8]{1,0} all-gather-done(%ag)
   ROOT %w = f32[4,8]{1,0} while(%done), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"3"}}

@@ -91,7 +91,8 @@ def test_single_takes_one_device_of_many():
         ({"ep": 2, "cp": 2}, ["layout.ep=2", "expert", "layout.cp=2", "context"]),
         ({"rules": {"mpl": ("tp",)}}, ["no array has a dim 'mpl'", "try mlp"]),
         ({"rules": {"mlp": ("tpp",)}}, ["mlp='tpp' is no mesh axis", "or tp"]),
-        ({"weights": {"up$": ("layer", "embd", "mlp")}}, ["'embd' has no rule", "embed"]),
+        ({"weights": {"up": ("embd", "mlp")}}, ["'embd' has no rule", "embed"]),
+        ({"weights": {"up(": ("embed", "mlp")}}, ["'up(' is no regular expression"]),
     ],
     ids=str,
 )
@@ -144,16 +145,29 @@ def test_two_dims_of_a_weight_on_one_axis_are_refused_by_name():
 
 def test_a_rank_that_does_not_match_is_refused_by_name():
     cfg = tiny_run().model
-    layout = Layout.create(dp=4, tp=2, weights=[("mlp.down$", ("layer", "mlp"))])
+    layout = Layout.create(dp=4, tp=2, weights=[("mlp.down", ("mlp",))])
     with pytest.raises(LayoutError, match=r"weight blocks.mlp.down .* has shape \(2, 256, 64\)"):
         build(cfg, layout)
+
+
+def test_a_size_that_a_rule_by_hand_does_not_divide_is_refused_by_name():
+    cfg = tiny_run(model={"d_model": 60, "head_dim": 16, "d_mlp": 64}).model
+    layout = Layout.create(fsdp=8, rules={"embed": (), "residual": ("fsdp",), "attn_inner": ()})
+    with pytest.raises(LayoutError, match=r"weight blocks.attention.o .* \['residual'\] cannot be"):
+        build(cfg, layout)
+
+
+def test_dims_for_a_weight_that_is_not_there_are_refused():
+    layout = Layout.create(dp=4, tp=2, weights=[("mlp.gate", ("embed", "mlp"))])
+    with pytest.raises(LayoutError, match=r"no weight is called \['mlp.gate'\]"):
+        declare(tiny_run().model, layout)
 
 
 def test_a_rule_or_the_dims_of_a_weight_can_be_replaced():
     cfg = tiny_run().model
     usual = explained(Layout.create(dp=4, tp=2).fit(cfg), cfg)
     changed = Layout.create(
-        dp=4, tp=2, rules={"vocab_in": ()}, weights=[("mlp.up$", ("layer", "embed", "residual"))]
+        dp=4, tp=2, rules={"vocab_in": ()}, weights=[("mlp.up", ("embed", "residual"))]
     ).fit(cfg)
     rows = explained(changed, cfg)
     assert usual["blocks.mlp.up"]["spec"] == P(None, None, "tp")

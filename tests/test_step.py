@@ -45,6 +45,17 @@ def test_the_loss_is_the_mean_over_trained_tokens():
     assert metrics["weight"] == weight == batch["weights"].sum()
 
 
+def test_evaluation_drops_nothing_and_adds_up_over_microbatches():
+    steps, layout = one_device()
+    batch = tiny_batch(RUN)
+    expected = steps.evaluate(steps.init().params, place(batch, layout))
+    run = tiny_run(model={"dropout": 0.5}, train={"accumulate": 4})
+    layout = tiny_layout(run, **LAYOUTS["tp"])
+    steps = make_steps(run, layout)
+    got = steps.evaluate(steps.init().params, place(batch, layout))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
 @pytest.mark.smoke
 def test_what_has_no_weight_is_not_learnt():
     steps, layout = one_device()

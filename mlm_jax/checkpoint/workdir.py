@@ -13,7 +13,7 @@ from flax import nnx
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.config import KEYS, RunConfig, from_dict
 from mlm_jax.data.tokenizer import Tokenizer
-from mlm_jax.errors import CheckpointError
+from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare
 
@@ -81,7 +81,10 @@ def read_run(workdir: Path) -> RunConfig:
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}; this version reads format {FORMAT}")
     content.pop("versions", None)
-    return from_dict(content)
+    try:
+        return from_dict(content)
+    except ConfigError as why:
+        raise CheckpointError(f"{path}: {why}") from None
 
 
 def load(workdir: Path | str, step: int | None = None, layout: Layout | None = None) -> Any:

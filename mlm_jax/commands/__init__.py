@@ -1,10 +1,14 @@
 """The commands, one short file each, and how their words are read."""
 
 import argparse
+import difflib
+import inspect
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
-from mlm_jax.config import KEYS
+from mlm_jax.config import KEYS, takes
 from mlm_jax.errors import ConfigError
 
 Overrides = dict[str, str]
@@ -16,11 +20,20 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise ConfigError(f"{message}; `{self.prog} --help` shows what there is")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word, known = unknown[0].partition("=")[0], self._option_string_actions
+            near = difflib.get_close_matches(word, known, n=1) if word.startswith("-") else []
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
 
 def command_parser(name: str, doc: str | None) -> CommandParser:
     """A parser that is called like the command and described by its main's docstring."""
     return CommandParser(
-        prog=f"mlm-jax {name}", description=doc, allow_abbrev=False,
+        prog=f"mlm-jax {name}", description=inspect.cleandoc(doc or ""), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
@@ -45,11 +58,18 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
         if not match:
             rest.append(word)
             continue
-        value = match[3] if match[2] else next(words, None)
-        if value is None:
+        value = match[3] if match[2] else next(words, "--")
+        if not match[2] and value.startswith("--"):  # the next option, or the end
             raise ConfigError(f"{word} has no value; give {word}=VALUE")
         overrides[match[1]] = value
     return parser.parse_args(rest), overrides
+
+
+def path(text: str) -> Path:
+    """A path from the command line. An empty one is a variable that is not set, not this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).expanduser()
 
 
 class HelpConfig(argparse.Action):
@@ -57,6 +77,6 @@ class HelpConfig(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         for key, field in KEYS.items():
-            kind = getattr(field.type, "__name__", str(field.type).replace("typing.", ""))
-            print(f"{key:32} {field.default!s:12} {field.metadata['doc']}  ({kind})")
+            doc = field.metadata["doc"]
+            print(f"{key:32} {field.default!s:12} {doc}  ({takes(field)})")
         sys.exit(0)

@@ -1,9 +1,7 @@
 """mlm-jax data"""
 
-from pathlib import Path
-
-from mlm_jax.commands import command_parser
-from mlm_jax.errors import ConfigError
+from mlm_jax.commands import command_parser, path
+from mlm_jax.errors import ConfigError, DataError
 
 
 def main(argv: list[str]) -> int:
@@ -25,11 +23,13 @@ def main(argv: list[str]) -> int:
 def build(argv: list[str]) -> int:
     """Text to PREFIX_KEY_document.bin and .idx, as Megatron-LM's preprocess_data.py writes them."""
     parser = command_parser("data build", build.__doc__)
-    parser.add_argument("--input", nargs="+", type=Path, required=True, help=".jsonl or .txt files")
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="tokenizer.json or its folder"
+        "--input", nargs="+", action="extend", type=path, required=True, help=".jsonl or .txt files"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument(
+        "--tokenizer", type=path, required=True, help="tokenizer.json or its folder"
+    )
+    parser.add_argument("--output", type=path, required=True, metavar="PREFIX")
     parser.add_argument("--json_key", default="text", help="key of the text in a JSON line")
     parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
     args = parser.parse_args(argv)
@@ -48,23 +48,26 @@ def build(argv: list[str]) -> int:
 def inspect(argv: list[str]) -> int:
     """Documents, tokens and lengths of PREFIX.bin and .idx; with a tokenizer, the first words."""
     parser = command_parser("data inspect", inspect.__doc__)
-    parser.add_argument("prefix", type=Path)
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or its folder")
+    parser.add_argument("prefix", type=path)
+    parser.add_argument("--tokenizer", type=path, help="tokenizer.json or its folder")
     args = parser.parse_args(argv)
     from mlm_jax.data.indexed import IndexedDataset
     from mlm_jax.data.tokenizer import Tokenizer
 
-    indexed, n = IndexedDataset(args.prefix), 0
+    tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    indexed = IndexedDataset(args.prefix)
     lengths = sorted(indexed.lengths.tolist())
     print(f"{len(indexed.documents) - 1:,} documents, {len(indexed):,} sequences")
     print(f"{indexed.n_tokens:,} tokens as {indexed.dtype}")
     if lengths:
         middle, most = lengths[len(lengths) // 2], lengths[-1]
         print(f"lengths: {lengths[0]:,} least, {middle:,} median, {most:,} most")
-    if args.tokenizer:
-        tokenizer = Tokenizer.load(args.tokenizer)
-        for n in range(min(3, len(indexed))):
-            print(f"[{n}] {tokenizer.decode(indexed.tokens(n, 0, min(32, indexed.lengths[n])))!r}")
+    for n in range(min(3, len(indexed)) if tokenizer else 0):
+        assert tokenizer is not None
+        ids = indexed.tokens(n, 0, 32)
+        if indexed.dtype.kind not in "iu" or not all(0 <= i < tokenizer.vocab_size for i in ids):
+            raise DataError(f"{args.prefix}.bin was not built with {args.tokenizer}: [{n}] {ids}")
+        print(f"[{n}] {tokenizer.decode(ids)!r}")
     return 0
 
 

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     run = load_config(args.config, overrides)
     from flax import nnx
 
-    from mlm_jax.errors import ConfigError
+    from mlm_jax.errors import ConfigError, LayoutError
     from mlm_jax.layout import MESH_AXES, Layout
     from mlm_jax.models import declare
 
@@ -27,7 +27,12 @@ def main(argv: list[str]) -> int:
     devices = math.prod(n for n in sizes if n > 0) if args.devices is None else args.devices
     if devices < 1:
         raise ConfigError(f"--devices {devices} must be at least 1")
-    layout = Layout.from_config(run, devices)
+    try:
+        layout = Layout.from_config(run, devices)
+    except LayoutError as why:
+        if args.devices is None:
+            raise LayoutError(f"{why}\nor imagine more devices: --devices N") from None
+        raise
     params = nnx.state(declare(run.model, layout), nnx.Param)
     rows = layout.explain(params)
     table = [("weight", "shape", "dims", "rule", "spec", "bytes/device")] + [

@@ -1,9 +1,8 @@
 """mlm-jax generate"""
 
 import sys
-from pathlib import Path
 
-from mlm_jax.commands import command_parser, parse
+from mlm_jax.commands import command_parser, parse, path
 from mlm_jax.errors import ConfigError
 
 
@@ -13,7 +12,7 @@ def main(argv: list[str]) -> int:
     Prints each prompt with its continuation.
     """
     parser = command_parser("generate", main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--workdir", type=path, required=True, help="the folder of a run")
     parser.add_argument(
         "--prompt", action="append", required=True, help="may be given several times"
     )

@@ -1,8 +1,6 @@
 """mlm-jax train"""
 
-from pathlib import Path
-
-from mlm_jax.commands import add_config, command_parser, parse
+from mlm_jax.commands import add_config, command_parser, parse, path
 from mlm_jax.config import load_config
 from mlm_jax.distributed import StopSignals
 from mlm_jax.host import keep_freed_memory
@@ -18,7 +16,7 @@ def main(argv: list[str]) -> int:
     """
     parser = command_parser("train", main.__doc__)
     add_config(parser)
-    parser.add_argument("--workdir", type=Path, required=True, help="where the run lives")
+    parser.add_argument("--workdir", type=path, required=True, help="where the run lives")
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
     keep_freed_memory()

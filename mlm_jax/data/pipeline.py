@@ -1,5 +1,6 @@
 """From settings to batches: batch k is a function of seed, global batch size and data alone."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from mlm_jax.layout import Layout
 
 HostBatch = dict[str, np.ndarray]
 BUILTIN_VOCAB = 2048
+SMALLEST_VOCAB = 257  # 256 bytes, and the end of a document
 CHECKED_TOKENS = 50_000_000  # of each file at start; every batch is checked when it is read
 
 
@@ -33,19 +35,29 @@ class Data(NamedTuple):
 def open_data(run: RunConfig) -> Data:
     """Opens and checks the files of a run. Raises DataError naming what does not fit."""
     if run.data.path is None:
+        if run.model.vocab_size < SMALLEST_VOCAB:
+            raise DataError(
+                f"model.vocab_size={run.model.vocab_size} is too small for the built-in corpus;"
+                f" try {SMALLEST_VOCAB} or more, or set data.path"
+            )
         corpus = builtin_corpus(min(BUILTIN_VOCAB, run.model.vocab_size))
         tokenizer = Tokenizer.load(corpus.tokenizer)
         train, valid = (IndexedDataset(prefix) for prefix in (corpus.train, corpus.valid))
         parts = (train, range(len(train))), (valid, range(len(valid)))
     else:
         corpus = None
-        tokenizer = Tokenizer.load(run.data.tokenizer) if run.data.tokenizer else None
-        indexed = IndexedDataset(run.data.path)
+        tokenizer = None
+        if run.data.tokenizer:
+            with naming(f"data.tokenizer={run.data.tokenizer!r}"):
+                tokenizer = Tokenizer.load(run.data.tokenizer)
+        with naming(f"data.path={run.data.path!r}", prefixes_near(run.data.path)):
+            indexed = IndexedDataset(run.data.path)
         if indexed.n_tokens == 0:
             raise DataError(
                 f"data.path={run.data.path!r} holds no tokens; build it again from text"
             )
-        train, valid, _ = split_ranges(run.data.split, len(indexed))
+        with naming("data.split"):
+            train, valid, _ = split_ranges(run.data.split, len(indexed))
         shares = [float(part) for part in run.data.split.replace(",", " ").split()]
         if not valid and any(shares[1:2]):
             raise DataError(
@@ -65,6 +77,24 @@ def open_data(run: RunConfig) -> Data:
     (indexed, train), (held_out, valid) = parts
     batches = Batches(run, indexed, train)
     return Data(batches, Batches(run, held_out, valid) if valid else None, tokenizer, corpus)
+
+
+@contextlib.contextmanager
+def naming(setting: str, hint: str = "") -> Iterator[None]:
+    """A DataError from within names the setting behind it."""
+    try:
+        yield
+    except DataError as why:
+        raise DataError(f"{setting}: {why}{hint}") from None
+
+
+def prefixes_near(path: str) -> str:
+    """'; try a or b': prefixes that a path to a file or a folder may stand for."""
+    stem = path.removesuffix(".bin").removesuffix(".idx")
+    found = [Path(f"{stem}.idx"), *sorted(Path(path).glob("*.idx"))]
+    there = [str(idx)[: -len(".idx")] for idx in found if idx.exists()]
+    there = [prefix for prefix in there if prefix != path]
+    return f"; try {' or '.join(there[:3])}" if there else ""
 
 
 class Batches:

@@ -31,11 +31,13 @@ def generate(
     temperature 0 is greedy. The same seed, prompts and order give the same texts under any layout.
     Raises ConfigError for a prompt that leaves no room for max_tokens in the context.
     """
-    tokenizer = model.tokenizer
+    tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ConfigError(
             "this model has no tokenizer; train with data.tokenizer, or pass token ids"
         )
+    if isinstance(prompts, str):
+        raise ConfigError("prompts is one text; give a list of texts")
     stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
 
     def ended(ids: list[int]) -> bool:

@@ -190,7 +190,7 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
     assert "(int | None)" in lines["model.n_kv_heads"]
     assert "(single | dp | fsdp | tp | tp_sp | fsdp_tp | None)" in lines["layout.preset"]
     assert "(table)" in lines["layout.rules"]
-    assert len(lines) == len(mlm_jax.config.KEYS) - 1  # all but the name
+    assert lines.keys() == mlm_jax.config.KEYS.keys()
 
 
 # Layouts
@@ -204,7 +204,7 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
         ({"layout.tp": 16}, "tp=16 takes 16 devices"),
         ({"layout.dp": 2}, "dp=2 is 2 devices, and there are 8; try dp=8"),
         ({"layout.dp": -1, "layout.tp": -1}, "at most one takes the rest"),
-        ({"train.global_batch_size": 4}, "= 4 does not divide by layout.dp = 8; try global_batch"),
+        ({"train.global_batch_size": 4}, "= 4 does not divide by layout.dp = 8; try 8, or dp 1"),
         ({"train.accumulate": 2}, "= 4 does not divide by layout.dp = 8"),
         ({"layout.pp": 2}, "pipeline parallelism is not built yet"),
         ({"layout.sequence_parallel": 1}, "does nothing with layout.tp=1"),
@@ -212,8 +212,11 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
         ({"layout.rules": "mlp=pt"}, "'pt' is no mesh axis"),
         ({"layout.weights": "up=embed,nope"}, "'nope' has no rule"),
         ({"layout.weights": "(=embed,mlp"}, "'(' is no regular expression"),
-        ({"layout.weights": "mlp.upp=layer,embed,mlp"}, "layout.weights: 'mlp.upp' is in none of"),
-        ({"layout.weights": "mlp.up=embed,mlp"}, "has shape (2, 32, 128)"),
+        (
+            {"layout.weights": "mlp.upp=layer,embed,mlp"},
+            "layout.weights: no weight is called ['mlp.upp']",
+        ),
+        ({"layout.weights": "mlp.up=embed"}, "has shape (2, 32, 128)"),
     ],
     ids=str,
 )
@@ -470,20 +473,20 @@ def test_a_workdir_of_another_run_is_refused(refused, here, trained, settings, s
 
 def test_a_workdir_that_is_no_folder_is_refused(refused, here):
     (here / "file").write_text("mine")
-    assert "workdir file is a file" in refused(*TINY, "--workdir", "file")
-    assert "file/run" in refused(*TINY, "--workdir", "file/run")
-    (here / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("file", "file/run"):
+        assert "file is no folder that can be written" in refused(*TINY, "--workdir", name)
+    (here / "run" / "checkpoints" / "2").mkdir(parents=True)
     assert "has checkpoints but no config.json" in refused(*TINY, "--workdir", "run")
 
 
 DAMAGED = {
     "": "cannot be read",
     "\xff": "cannot be read",
-    "{}": "has no format",
-    "[]": "has no format",
-    "5": "has no format",
+    "{}": "cannot be read",
+    "[]": "cannot be read",
+    "5": "cannot be read",
     '{"format": 2}': "has format 2; this version reads format 1",
-    '{"format": 1, "model": 5}': "model: a section holds settings",
+    '{"format": 1, "model": 5}': "model is no group of settings",
     '{"format": 1, "model": {"n_layer": 2}}': "model.n_layer is no setting",
     '{"format": 1, "model": {"n_layers": "two"}}': "model.n_layers='two' is not a whole number",
 }
@@ -508,20 +511,23 @@ def test_a_damaged_config_json_is_refused_by_name(refused, here, words, text):
         ("--max_tokens 0", "max_tokens=0 must be at least 1"),
         ("--max_tokens 64", "with max_tokens=64 they exceed the context of 64; try max_tokens="),
         ("--max_tokens few", "invalid int value: 'few'"),
-        ("--temperature -1", "temperature=-1.0 must be at least 0"),
+        ("--temperature -1", "temperature=-1.0 must be"),
         ("--temperature nan", "temperature=nan must be"),
         ("--top_k -1", "top_k=-1 must be at least 0"),
         ("--top_k 99999999999", "top_k=99999999999 must be"),
         ("--top_p 0", "top_p=0.0 must be above 0 and at most 1"),
         ("--top_p 1.1", "top_p=1.1 must be"),
         ("--repetition_penalty 0", "repetition_penalty=0.0 must be above 0"),
-        ("--seed -1", "seed=-1 must be at least 0"),
-        (f"--seed {2**32}", f"seed={2**32} must be at least 0 and below 2**32"),
+        ("--seed -1", "seed=-1 must be"),
+        (f"--seed {2**32}", f"seed={2**32} must be"),
         ("--seed 1.5", "invalid int value: '1.5'"),
         ("--step 3", "has no step 3; it has [2, 4]"),
         ("--step newest", "invalid int value: 'newest'"),
         (f"--prompt '{'x ' * 99}'", "tokens, the context is 64; shorten it"),
-        ("--prompt '\udcff'", "prompt 1 is no text"),  # a byte that is no UTF-8, as argv has it
+        (
+            "--prompt '\udcff'",
+            "prompt 1 is not valid Unicode",
+        ),  # a byte that is no UTF-8, as argv has it
         ("--config.model.n_layers=3", "model.n_layers: only layout.* can be set"),
         ("--config.layout.tp=3", "does not divide the 8"),
         ("--config.layout.tp=8", "model.n_heads = 4 does not divide by layout.tp = 8"),
@@ -556,13 +562,13 @@ def test_generate_refuses_a_run_without_a_checkpoint(refused, here, trained):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's futures
-def test_generate_refuses_a_damaged_checkpoint_and_names_those_there_are(refused, here, trained):
+def test_generate_refuses_a_damaged_checkpoint_and_says_how_to_go_on(refused, here, trained):
     shutil.copytree(trained, here / "run")
     (here / "run" / "checkpoints" / "4" / "state" / "manifest.ocdbt").unlink()
     message = refused("generate", "--workdir", "run", "--prompt", "x")
     assert "checkpoints/4 cannot be read" in message
-    assert "there are [2, 4]" in message
-    assert len(message) < 500
+    assert "older step" in message
+    assert len(message) < 700
 
 
 def test_generate_refuses_a_model_without_a_tokenizer(refused, here, trained):
