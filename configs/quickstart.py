@@ -12,7 +12,7 @@ def get_config():
     cfg.model.norm, cfg.model.positions = "rmsnorm", "rotary"
     cfg.model.bias = False
     cfg.model.init_std = 0.06  # 0.02 is small at this width: 0.1 bits per byte worse at step 300
-    cfg.train.steps = 1000
+    cfg.train.steps = 800
     cfg.train.global_batch_size = 8
     cfg.train.eval_batches = 16
     cfg.train.remat = "selective"  # on a CPU, less memory to touch: 15 % faster
