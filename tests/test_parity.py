@@ -1,12 +1,11 @@
 """Law 1: any layout, same numbers. Training under a layout equals training on one device.
 
 float64 proves it: nothing but the order of sums may differ, and errors are those of rounding.
-In it weights start five times larger than a run's: at a width of 64, 0.02 leaves attention so even
-that no mask would matter much.
 
-float32, which runs use, is held to 1e-5. There Adam's epsilon is 1e-6 instead of 1e-8: Adam divides
-a gradient by its size plus epsilon, so that at 1e-8 the few gradients that are themselves of the
-size of rounding move their weights in a direction that is rounding too (measured: 2.5e-5 at most).
+float32, which runs use, is held to 1e-5, with Adam's epsilon at 1e-6. At 1e-8 the losses agree as
+well, but Adam divides a gradient by its own size: where that is rounding, so is the direction the
+weight moves in. Measured over these cells: the bias of the keys, which softmax cancels and whose
+gradient is 0 but for rounding, ends up to 2e-4 apart, and a handful of 130,000 other weights too.
 """
 
 from functools import cache
@@ -30,7 +29,7 @@ FACTORS = {
     "packed": (False, True),
     "dtype": ("float32", "float64"),
 }
-TOLERANCE = {  # losses relative, parameters absolute; measured 7e-7, 8e-7 and 1e-15, 5e-13
+TOLERANCE = {  # losses relative, parameters absolute; float32 measured 1.0e-6 and 4.4e-6
     "float32": (1e-5, 1e-5),
     "float64": (1e-13, 1e-11),
 }
@@ -136,5 +135,5 @@ def run_of(cell):
         cell.style,
         model={"dropout": cell.dropout, "dtype": cell.dtype},
         train={"remat": cell.remat, "accumulate": cell.accumulate},
-        optimizer={"eps": 1e-8 if cell.dtype == "float64" else 1e-5},
+        optimizer={"eps": 1e-8 if cell.dtype == "float64" else 1e-6},
     )
