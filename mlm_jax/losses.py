@@ -1,33 +1,123 @@
 """What training minimises: nats of the targets, in float32, summed so that any split adds up."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.errors import ConfigError
+
+CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
+
+
+class Nats(NamedTuple):
+    """Sums over a batch, float32 []. Their gradient is that of the objective."""
+
+    objective: jax.Array  # nats, and z_loss * log(Z)^2 for each token
+    nats: jax.Array  # weight * -log p(target)
+
 
 def next_token_nats(
-    model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None
-) -> jax.Array:
-    """Sum over the batch of weight * -log p(target): float32 [].
+    model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None, *,
+    chunks: int | None = None, z_loss: float = 0.0,
+) -> Nats:  # fmt: skip
+    """Nats of a batch, whose logits are computed and forgotten chunk after chunk.
 
     batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; optionally segments
     and positions int32 [B, T]. rngs: dropout keys [B], or None.
+    chunks: parts of the sequence; None: as few as keep their logits under CHUNK_BYTES a device.
+    z_loss: keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5: 1e-4).
     """
     h_BTD = model.hidden(
         batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
         rngs=rngs,
     )  # fmt: skip
-    nats_BT = cross_entropy(model.logits(h_BTD), batch["targets"])
-    return (nats_BT * batch["weights"]).sum()
+    layout, w_VD = model.layout, model.head.matrix(model.embedding)
+    n, parts = layout.ways("batch"), layout.ways("residual_seq")
+    B, T, _ = h_BTD.shape
+    if chunks is None:
+        chunks = fewest_chunks(T // parts, B // n * T * w_VD.shape[0] // layout.ways("vocab") * 4)
+    if T // parts % chunks:
+        raise ConfigError(
+            f"train.loss_chunks={chunks} does not divide the {T // parts} tokens of a sequence that"
+            f" a device holds; try {fewest_chunks(T // parts, chunks * CHUNK_BYTES)}"
+        )
+
+    def split(x_BT: jax.Array) -> jax.Array:
+        """[C, n, B/n, parts, t, ...]: a device keeps its own rows, and its part of a chunk."""
+        x = x_BT.reshape(n, B // n, parts, chunks, T // parts // chunks, *x_BT.shape[2:])
+        return jnp.moveaxis(x, 3, 0)
+
+    def nats_of(w_nVD: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array) -> Nats:
+        h, targets, weights = (
+            layout.constrain(x, "batch", *(None,) * (x.ndim - 1)).reshape(n, -1, *x.shape[4:])
+            for x in (h, targets, weights)
+        )
+        logits_nMV = model.head(h, w_nVD)
+        log_z_nM = jax.nn.logsumexp(logits_nMV, axis=-1)
+        nats = ((log_z_nM - target_logit(logits_nMV, targets)) * weights).sum()
+        return Nats(nats + z_loss * (log_z_nM**2 * weights).sum(), jax.lax.stop_gradient(nats))
+
+    # A copy of the matrix for each part of the batch: its gradient is summed over the chunks where
+    # it is made, and over devices once, when the broadcast is differentiated.
+    w_nVD = layout.constrain(jnp.broadcast_to(w_VD, (n, *w_VD.shape)), "batch", "vocab", None)
+    return over_chunks(nats_of, w_nVD, *map(split, (h_BTD, batch["targets"], batch["weights"])))
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target], [B, T], in the logits' dtype.
+def fewest_chunks(length: int, n_bytes: int) -> int:
+    """The least divisor of length whose chunks of n_bytes are within CHUNK_BYTES."""
+    divisors = (c for c in range(1, length + 1) if length % c == 0)
+    return next(c for c in divisors if n_bytes <= c * CHUNK_BYTES or c == length)
 
-    The target's logit is a masked sum, not a gather: with V split over tp each device adds what it
-    holds, and only [B, T] numbers are sent (Megatron's vocabulary-parallel cross-entropy).
+
+def target_logit(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """logits [..., V] at targets [...]: a masked sum, not a gather.
+
+    With V split over tp each device adds what it holds, and only [...] numbers are sent
+    (Megatron's vocabulary-parallel cross-entropy).
     """
-    hit_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - jnp.where(hit_BTV, logits_BTV, 0).sum(-1)
+    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return jnp.where(hit, logits, 0).sum(-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def over_chunks(
+    f: Callable[..., Nats], w: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array
+) -> Nats:
+    """Sum of f(w, h[c], targets[c], weights[c]) over c, to be differentiated by w and h.
+
+    Both gradients are formed in the forward pass, where a chunk's logits are at hand: nothing else
+    is kept, and nothing computed twice.
+    """
+    add = lambda total, chunk: (jax.tree.map(jnp.add, total, f(w, *chunk)), None)  # noqa: E731
+    zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2)
+    return jax.lax.scan(add, zeros, (h, targets, weights))[0]
+
+
+def _over_chunks_fwd(f: Callable[..., Nats], w: jax.Array, *stacked: jax.Array) -> Any:
+    def objective(w: jax.Array, *chunk: jax.Array) -> tuple[jax.Array, Nats]:
+        nats = f(w, *chunk)
+        return nats.objective, nats
+
+    def add(total: Any, chunk: Any) -> Any:
+        (_, nats), (dw, dh) = jax.value_and_grad(objective, (0, 1), has_aux=True)(w, *chunk)
+        return jax.tree.map(jnp.add, total, (nats, dw.astype(wide(dw.dtype)))), dh
+
+    zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2), jnp.zeros(w.shape, wide(w.dtype))
+    (nats, dw), dh = jax.lax.scan(add, zeros, stacked)
+    return nats, (dw.astype(w.dtype), dh)
+
+
+def _over_chunks_bwd(f: Callable[..., Nats], grads: Any, g: Nats) -> Any:
+    del f
+    return *(x * g.objective.astype(x.dtype) for x in grads), None, None
+
+
+over_chunks.defvjp(_over_chunks_fwd, _over_chunks_bwd)
+
+
+def wide(dtype: Any) -> Any:
+    """Of sums over values of this dtype: float32, or float64."""
+    return jnp.promote_types(dtype, jnp.float32)

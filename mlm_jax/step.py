@@ -73,13 +73,16 @@ def train_step(
     total = jnp.maximum(batch["weights"].sum(), 1)
     rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
 
-    def loss_of(params: nnx.State, micro: Batch) -> jax.Array:
+    def loss_of(params: nnx.State, micro: Batch) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, params)
         keys = sample_keys(run.train.seed, state.step, micro["row"]) if run.model.dropout else None
-        return next_token_nats(model, micro, keys) / total
+        nats = next_token_nats(
+            model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss
+        )
+        return nats.objective / total, nats.nats / total
 
     def loss_and_grads(micro: Batch) -> Any:
-        loss, grads = jax.value_and_grad(loss_of)(state.params, micro)
+        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
         return loss, jax.lax.with_sharding_constraint(grads, layout.shardings(state.params))
 
     loss, grads = over_microbatches(
@@ -103,7 +106,8 @@ def eval_step(
     """Sums over the batch, in microbatches as in training: nats of its targets, their weights."""
 
     def nats(micro: Batch) -> jax.Array:
-        return next_token_nats(nnx.merge(graphdef, params), micro, None)
+        model = nnx.merge(graphdef, params)
+        return next_token_nats(model, micro, None, chunks=run.train.loss_chunks).nats
 
     total = over_microbatches(nats, batch, run.train.accumulate, layout)
     return total, batch["weights"].sum()

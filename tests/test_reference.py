@@ -95,7 +95,7 @@ def test_gradients(start, batches):
     steps, state, layout = start
 
     def loss(params, batch):
-        nats = next_token_nats(nnx.merge(steps.graphdef, params), batch, None)
+        nats = next_token_nats(nnx.merge(steps.graphdef, params), batch, None).objective
         return nats / batch["weights"].size
 
     ours = named(jax.jit(jax.grad(loss))(state.params, place(batches[0], layout)))

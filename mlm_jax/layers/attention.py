@@ -1,7 +1,7 @@
 """Self-attention: heads, groups of them, packed documents, and the kernel that computes it."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.causal import causal_attention
 from mlm_jax.layers.rotary import rotary_angles, rotate
 from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
 from mlm_jax.layout import Layout
-
-Kernel = Literal["xla", "cudnn"]
 
 
 class View(NamedTuple):
@@ -82,11 +81,12 @@ class Attention(nnx.Module):
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
         if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
             k_BSKH, v_BSKH = self._repeat(k_BSKH), self._repeat(v_BSKH)
-        attend = attend_in_float64 if x_BTD.dtype == jnp.float64 else jax.nn.dot_product_attention
-        out_BTNH = attend(
-            q_BTNH, k_BSKH, v_BSKH, mask=view.mask_B1TS, is_causal=view.mask_B1TS is None,
-            implementation=self._implementation(view, cache is not None, x_BTD.dtype),
-        )  # fmt: skip
+        if self._uses_cudnn(view, cache is not None, x_BTD.dtype):
+            out_BTNH = jax.nn.dot_product_attention(
+                q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
+            )
+        else:
+            out_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, view.mask_B1TS)
         out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
         out_BTD = linear_out(out_BTE, self.o, self.o_bias, self.layout)
@@ -100,8 +100,8 @@ class Attention(nnx.Module):
         x_BSNH = jnp.repeat(x_BSKH, self.n_heads // x_BSKH.shape[2], axis=2)
         return self.layout.constrain(x_BSNH, "batch", None, "heads", None)
 
-    def _implementation(self, view: View, cached: bool, dtype: jnp.dtype) -> Kernel:
-        """The kernel that honours this view's mask; cuDNN's is given none, XLA's takes any."""
+    def _uses_cudnn(self, view: View, cached: bool, dtype: jnp.dtype) -> bool:
+        """Whether cuDNN's kernel computes this; it is given no mask, so it must need none."""
         masked = view.mask_B1TS is not None
         if self.kernel == "cudnn" and masked and not cached:
             raise ConfigError(
@@ -110,20 +110,4 @@ class Attention(nnx.Module):
             )
         size_fits = self.head_dim % 8 == 0 and self.head_dim <= 128  # of cuDNN on every GPU
         fits = not masked and dtype == jnp.bfloat16 and size_fits and self.layout.on_gpu()
-        cudnn = not cached and (self.kernel == "cudnn" or (self.kernel == "auto" and fits))
-        return "cudnn" if cudnn else "xla"
-
-
-def attend_in_float64(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: jax.Array | None,
-    is_causal: bool, implementation: Kernel,
-) -> jax.Array:  # fmt: skip
-    """jax.nn.dot_product_attention for proofs in float64: its own softmax is always in float32."""
-    del implementation, is_causal  # which is: there is no mask
-    B, T, _, H = q_BTNH.shape
-    q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) / math.sqrt(H)
-    seen = jnp.tri(T, dtype=bool) if mask is None else mask[:, :, None]
-    scores_BKGTS = jnp.where(seen, scores_BKGTS, -jnp.inf)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", jax.nn.softmax(scores_BKGTS), v_BSKH)
-    return out_BTKGH.reshape(q_BTNH.shape)
+        return not cached and (self.kernel == "cudnn" or (self.kernel == "auto" and fits))

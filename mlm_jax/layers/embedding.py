@@ -1,5 +1,8 @@
 """From token ids to vectors, and back to logits."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,9 +22,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
-        self.tokens = weight(
-            cfg, Normal(cfg.init_std), vocab_in=cfg.padded_vocab, vocab_embed=cfg.d_model
-        )
+        self.tokens = table(cfg)
         learned = {"position": cfg.seq_len, "residual": cfg.d_model}
         self.positions = (
             weight(cfg, Normal(cfg.init_std), **learned) if cfg.positions == "learned" else None
@@ -29,39 +30,56 @@ class Embedding(nnx.Module):
         self.layout, self.dtype = layout, cfg.dtype
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        x_BTD = self.table()[tokens_BT]
+        table_VD = self.layout.constrain(self.tokens[...].astype(self.dtype), "vocab", None)
+        x_BTD = table_VD[tokens_BT]
         x_BTD = self.layout.constrain(x_BTD, "batch", "seq", None)
         if self.positions is not None:
             table_SD = self.layout.constrain(self.positions[...].astype(self.dtype), None, None)
             x_BTD = x_BTD + table_SD[positions_BT]
         return x_BTD
 
-    def table(self) -> jax.Array:
-        """Token vectors [V, D] in model.dtype, split over tp by rows only, ready to be used."""
-        return self.layout.constrain(self.tokens[...].astype(self.dtype), "vocab", None)
-
 
 class Head(nnx.Module):
     """Logits in float32 from the last hidden states.
 
-    weight  [D, V]  embed, vocab  columns over tp; absent where the embedding's table serves (tied)
+    weight  [V, D]  vocab_in, vocab_embed  rows over tp; absent where the embedding's serves (tied)
 
     Rows beyond the tokenizer's vocabulary get the lowest float: their probability is exactly 0.
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
-        own = {"embed": cfg.d_model, "vocab": cfg.padded_vocab}
-        self.weight = None if cfg.tied else weight(cfg, Normal(cfg.init_std), **own)
-        self.layout, self.vocab_size, self.wide = layout, cfg.vocab_size, cfg.wide_dtype
+        self.weight = None if cfg.tied else table(cfg)
+        self.layout, self.vocab_size, self.dtype = layout, cfg.vocab_size, cfg.dtype
 
-    def __call__(self, h_BTD: jax.Array, embedding: Embedding) -> jax.Array:
-        if self.weight is None:
-            logits_BTV = jnp.einsum(
-                "BTD,VD->BTV", h_BTD, embedding.table(), preferred_element_type=self.wide
-            )
-        else:
-            w_DV = self.weight[...].astype(h_BTD.dtype)
-            logits_BTV = jnp.einsum("BTD,DV->BTV", h_BTD, w_DV, preferred_element_type=self.wide)
+    def matrix(self, embedding: Embedding) -> jax.Array:
+        """What hidden states are multiplied by, [V, D] in model.dtype, split over tp only."""
+        w = embedding.tokens if self.weight is None else self.weight
+        return self.layout.constrain(w[...].astype(self.dtype), "vocab", None)
+
+    def __call__(self, h_BTD: jax.Array, w_VD: jax.Array) -> jax.Array:
+        """w may be one for each row of h, [B, V, D]."""
+        logits_BTV = wide_product(h_BTD, w_VD)
         logits_BTV = self.layout.constrain(logits_BTV, "batch", "seq", "vocab")
         real_V = jnp.arange(logits_BTV.shape[-1]) < self.vocab_size
         return jnp.where(real_V, logits_BTV, jnp.finfo(logits_BTV.dtype).min)
+
+
+@jax.custom_vjp
+def wide_product(h: jax.Array, w: jax.Array) -> jax.Array:
+    """h [..., T, D] @ w [..., V, D]^T in float32 or wider; backward multiplies in h's dtype."""
+    wide = jnp.promote_types(h.dtype, jnp.float32)
+    return jnp.einsum("...TD,...VD->...TV", h, w, preferred_element_type=wide)
+
+
+def _wide_product_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+    _, transposed = jax.vjp(partial(jnp.einsum, "...TD,...VD->...TV"), *saved)
+    return transposed(g.astype(saved[0].dtype))
+
+
+wide_product.defvjp(lambda h, w: (wide_product(h, w), (h, w)), _wide_product_bwd)
+
+
+def table(cfg: ModelConfig) -> nnx.Param:
+    """A vector for each token of the padded vocabulary, [V, D]."""
+    dims = {"vocab_in": cfg.padded_vocab, "vocab_embed": cfg.d_model}
+    return weight(cfg, Normal(cfg.init_std), **dims)

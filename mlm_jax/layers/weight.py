@@ -53,8 +53,23 @@ def bias(cfg: ModelConfig, **dims: int) -> nnx.Param | None:
 
 def linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
     """x [..., I] times w [I, O] plus b [O], in x's dtype."""
-    y = x @ w[...].astype(x.dtype)
+    y = product(x, w[...].astype(x.dtype))
     return y if b is None else y + b[...].astype(x.dtype)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [..., I] @ w [I, O]. The gradient of w comes out as [I, O], not transposed as JAX's own."""
+    return x @ w
+
+
+def _product_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    tokens = tuple(range(x.ndim - 1))
+    return g @ w.T, jax.lax.dot_general(x, g, ((tokens, tokens), ((), ())))
+
+
+product.defvjp(lambda x, w: (x @ w, (x, w)), _product_bwd)
 
 
 def linear_out(x_BTI: jax.Array, w: nnx.Param, b: nnx.Param | None, layout: Layout) -> jax.Array:

@@ -61,11 +61,12 @@ def run_blocks(
     return carry
 
 
+KEPT = ("qkv", "attention", "mlp_up", "block_out")
 REMAT = {
     "none": lambda body: body,
     "selective": partial(
         jax.checkpoint,
-        policy=jax.checkpoint_policies.save_only_these_names("qkv", "mlp_up", "block_out"),
+        policy=jax.checkpoint_policies.save_only_these_names(*KEPT),
         prevent_cse=False,  # not needed inside a scan
     ),
     "full": partial(jax.checkpoint, prevent_cse=False),

@@ -52,7 +52,7 @@ class Gpt(nnx.Module):
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, padded vocab]; columns beyond vocab_size have probability 0."""
-        return self.head(h_BTD, self.embedding)
+        return self.head(gathered(h_BTD, self.layout), self.head.matrix(self.embedding))
 
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -70,4 +70,4 @@ class Gpt(nnx.Module):
         x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
         x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
         x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat)
-        return gathered(self.norm(x_BTD), self.layout), cache
+        return self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None), cache
