@@ -43,9 +43,31 @@ class ModelConfig:
     seq_len: int = setting(256, "context length, tokens", low=2)
     norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "norm before each block, and last")
     norm_eps: float = setting(1e-5, "added to the variance", low=0.0)
-    positions: Literal["learned", "rotary"] = setting("learned", "how a token knows its place")
+    positions: Literal["learned", "rotary", "none"] = setting(
+        "learned", "how a token knows its place; none: by what it sees only"
+    )
     rotary_base: float = setting(10000.0, "base of rotary frequencies", low=1.0)
-    activation: Literal["gelu", "gelu_exact", "swiglu"] = setting("gelu", "gelu: tanh; exact: erf")
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = setting(
+        "none", "how rotary frequencies are slowed down for a context longer than trained on"
+    )
+    rope_factor: float = setting(1.0, "how much longer", low=1.0)
+    rope_original_seq_len: int = setting(8192, "context trained on; llama3, yarn", low=1)
+    rope_low: float = setting(1.0, "turns in that context up to which pairs are slowed down", low=0)
+    rope_high: float = setting(4.0, "turns from which they are not; yarn's usual: 32", low=0)
+    nope_every: int | None = setting(None, "every n-th layer does not rotate; None: all do", low=1)
+    window: int | None = setting(
+        None, "tokens a token looks back on, itself included; None: all", low=1
+    )
+    global_every: int | None = setting(
+        None, "every n-th layer has no window; None: all have", low=2
+    )
+    activation: Literal["gelu", "gelu_exact", "squared_relu", "swiglu", "geglu"] = setting(
+        "gelu", "gelu: tanh; exact: erf; swiglu and geglu have a gate"
+    )
+    parallel: bool = setting(False, "attention and feed-forward read the same norm (PaLM)")
+    qk_norm: bool = setting(False, "norm of each head's query and key")
+    attention_softcap: float = setting(0.0, "c tanh(s / c) of attention scores; 0: none", low=0.0)
+    logit_softcap: float = setting(0.0, "the same of the logits; 0: none", low=0.0)
     attention: Literal["auto", "xla", "cudnn"] = setting(
         "auto", "kernel; auto: cudnn where it fits"
     )
@@ -55,6 +77,12 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = setting(
         "float32", "of matrix products; parameters stay float32 (float64 only with float64)"
     )
+    embedding_scale: float = setting(1.0, "factor of the embeddings", low=0.0)
+    residual_scale: float = setting(1.0, "factor of what a block adds", low=0.0)
+    attention_scale: float | None = setting(
+        None, "factor of q k; None: 1 / sqrt(head_dim); muP: 1 / head_dim", low=0.0
+    )
+    logit_scale: float = setting(1.0, "factor of the logits; muP: base width / width", low=0.0)
     init_std: float = setting(
         0.02, "of initial weights; residual projections / sqrt(2 n_layers)", low=0
     )
@@ -78,6 +106,16 @@ class ModelConfig:
     def wide_dtype(self) -> str:
         """Of parameters, norms, softmax and loss."""
         return "float64" if self.dtype == "float64" else "float32"
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has a gate: three matrices instead of two."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def rope_length(self) -> float:
+        """By how much yarn lengthens queries and keys (Peng et al. 2023, section 3.4)."""
+        return 1 + 0.1 * math.log(self.rope_factor) if self.rope_scaling == "yarn" else 1.0
 
     @property
     def dims(self) -> dict[str, int]:
@@ -274,8 +312,25 @@ def _misfits(run: RunConfig) -> list[str]:
          f" {_near_divisors(m.n_heads, m.n_kv_heads)}"),
         (m.positions == "rotary" and m.head_dim % 2,
          f"model.head_dim={m.head_dim} is odd; model.positions='rotary' rotates pairs"),
-        (m.positions != "rotary" and m.rotary_base != 10000.0,
-         f"model.rotary_base={m.rotary_base} does nothing without model.positions='rotary'"),
+        *[(m.positions != "rotary" and getattr(m, key) != getattr(ModelConfig, key),
+           f"model.{key}={getattr(m, key)} does nothing without model.positions='rotary'")
+          for key in ("rotary_base", "rope_scaling", "nope_every")],
+        (m.rope_scaling == "none" and m.rope_factor != 1.0,
+         f"model.rope_factor={m.rope_factor} does nothing with model.rope_scaling='none'"),
+        (m.rope_scaling != "none" and m.rope_factor == 1.0,
+         f"model.rope_scaling={m.rope_scaling!r} does nothing with model.rope_factor=1; try 8"),
+        *[(m.rope_scaling in ("none", "linear") and getattr(m, key) != getattr(ModelConfig, key),
+           f"model.{key}={getattr(m, key)} does nothing with model.rope_scaling={m.rope_scaling!r}")
+          for key in ("rope_original_seq_len", "rope_low", "rope_high")],
+        (m.rope_low >= m.rope_high,
+         f"model.rope_low={m.rope_low} is not below model.rope_high={m.rope_high}"),
+        (m.global_every and not m.window,
+         f"model.global_every={m.global_every} does nothing without model.window"),
+        (m.window and m.window >= m.seq_len,
+         f"model.window={m.window} does nothing in a context of model.seq_len={m.seq_len}"),
+        *[(m.attention == "cudnn" and getattr(m, key),
+           f"model.attention='cudnn' has no model.{key}={getattr(m, key)}; try 'auto'")
+          for key in ("attention_softcap", "global_every")],
         (m.attention == "cudnn" and m.dtype != "bfloat16",
          f"model.attention='cudnn' does not compute in model.dtype={m.dtype!r}; try bfloat16"),
         (m.attention == "cudnn" and not d.cross_document_attention,

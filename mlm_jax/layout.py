@@ -37,7 +37,7 @@ RULES = {
     "batch": ("dp", "fsdp", "ep"), "seq": ("cp",), "residual_seq": ("cp",),
     "embed": ("fsdp",), "heads": ("tp",), "kv_heads": ("tp",), "mlp": ("tp",), "vocab": ("tp",),
     # dims of weights that write to it, of its own vectors, and of the tables of embeddings
-    "attn_inner": ("tp", "fsdp"), "mlp_inner": ("tp", "fsdp"), "residual": (),
+    "attn_inner": ("tp", "fsdp"), "mlp_inner": ("tp", "fsdp"), "residual": (), "head_dim": (),
     "vocab_in": ("tp", "fsdp"), "vocab_embed": (), "position": ("fsdp",),
     "layer": ("pp",), "expert": ("ep",),
 }  # fmt: skip

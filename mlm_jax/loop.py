@@ -227,7 +227,7 @@ class Story:
         return flops_per_step(
             batch=self.run.train.global_batch_size, seq_len=m.seq_len, n_layers=m.n_layers,
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
-            head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.activation == "swiglu",
+            head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
         )  # fmt: skip
 
 

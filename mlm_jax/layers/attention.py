@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.cache import Cache
-from mlm_jax.layers.causal import causal_attention
+from mlm_jax.layers.causal import Formula, causal_attention
+from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.rotary import rotary_angles, rotate
 from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
 from mlm_jax.layout import Layout
@@ -33,9 +34,8 @@ class View(NamedTuple):
         cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None, slots: int
     ) -> "View":
         """segments_BT: a document's tokens share a number. slots: keys in a cache, or 0."""
-        angles = mask = None
-        if cfg.positions == "rotary":
-            angles = rotary_angles(positions_BT, cfg.head_dim, cfg.rotary_base, cfg.wide_dtype)
+        angles = rotary_angles(cfg, positions_BT) if cfg.positions == "rotary" else None
+        mask = None
         if slots:
             mask = (jnp.arange(slots) <= positions_BT[..., None])[:, None]
         elif segments_BT is not None:
@@ -48,9 +48,10 @@ class View(NamedTuple):
 class Attention(nnx.Module):
     """o(attention(q(x), k(x), v(x))), each query head with the key/value head of its group.
 
-    q      [D, N H]   embed, heads            columns over tp
-    k, v   [D, K H]   embed, kv_heads         columns over tp, or replicated where K < tp
-    o      [N H, D]   attn_inner, residual    rows over tp
+    q             [D, N H]   embed, heads            columns over tp
+    k, v          [D, K H]   embed, kv_heads         columns over tp, or replicated where K < tp
+    o             [N H, D]   attn_inner, residual    rows over tp
+    q_norm, k_norm  [H]      head_dim                with model.qk_norm (Henry et al. 2020)
 
     Forward under tp costs one all-reduce, of the output.
     """
@@ -64,8 +65,12 @@ class Attention(nnx.Module):
         self.o = weight(cfg, Normal(std), attn_inner=NH, residual=D)
         self.q_bias, self.o_bias = bias(cfg, heads=NH), bias(cfg, residual=D)
         self.k_bias, self.v_bias = bias(cfg, kv_heads=KH), bias(cfg, kv_heads=KH)
-        self.layout, self.kernel = layout, cfg.attention
-        self.n_heads, self.head_dim = cfg.n_heads, cfg.head_dim
+        norm = NORMS[cfg.norm]
+        self.q_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
+        self.k_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
+        scale = cfg.attention_scale or 1 / math.sqrt(cfg.head_dim)
+        self.formula = Formula(scale, cfg.attention_softcap, cfg.window)
+        self.cfg, self.layout = cfg, layout
 
     def __call__(
         self, x_BTD: jax.Array, view: View, cache: Cache | None, layer: jax.Array
@@ -73,41 +78,67 @@ class Attention(nnx.Module):
         q_BTNH = self._heads(x_BTD, self.q, self.q_bias, "heads")
         k_BTKH = self._heads(x_BTD, self.k, self.k_bias, "kv_heads")
         v_BTKH = self._heads(x_BTD, self.v, self.v_bias, "kv_heads")
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         if view.angles_BTh is not None:
-            q_BTNH, k_BTKH = rotate(q_BTNH, view.angles_BTh), rotate(k_BTKH, view.angles_BTh)
-        k_BSKH, v_BSKH = k_BTKH, v_BTKH
+            q_BTNH, k_BTKH = (self._rotated(x, view.angles_BTh, layer) for x in (q_BTNH, k_BTKH))
         if cache is not None:
             cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH, self.layout)
-            k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
-        if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
-            k_BSKH, v_BSKH = self._repeat(k_BSKH), self._repeat(v_BSKH)
-        if self._uses_cudnn(view, cache is not None, x_BTD.dtype):
-            out_BTNH = jax.nn.dot_product_attention(
-                q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
-            )
+            k_BKSH, v_BKSH = cache.k_LBKSH[layer], cache.v_LBKSH[layer]
         else:
-            out_BTNH = causal_attention(q_BTNH, k_BSKH, v_BSKH, view.mask_B1TS)
+            k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+        if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
+            k_BKSH, v_BKSH = self._repeat(k_BKSH), self._repeat(v_BKSH)
+        out_BTNH = self._attend(q_BTNH, k_BKSH, v_BKSH, view, cache is not None, layer)
         out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
         out_BTD = linear_out(out_BTE, self.o, self.o_bias, self.layout)
         return checkpoint_name(out_BTD, "block_out"), cache
 
     def _heads(self, x: jax.Array, w: nnx.Param, b: nnx.Param | None, dim: str) -> jax.Array:
-        y = linear(x, w, b).reshape(*x.shape[:2], -1, self.head_dim)
+        y = linear(x, w, b).reshape(*x.shape[:2], -1, self.cfg.head_dim)
         return checkpoint_name(self.layout.constrain(y, "batch", "seq", dim, None), "qkv")
 
-    def _repeat(self, x_BSKH: jax.Array) -> jax.Array:
-        x_BSNH = jnp.repeat(x_BSKH, self.n_heads // x_BSKH.shape[2], axis=2)
-        return self.layout.constrain(x_BSNH, "batch", None, "heads", None)
+    def _rotated(self, x: jax.Array, angles_BTh: jax.Array, layer: jax.Array) -> jax.Array:
+        turned = rotate(x, angles_BTh, self.cfg.rope_length)
+        every = self.cfg.nope_every  # every so many layers, one without positions
+        return turned if every is None else jnp.where((layer + 1) % every == 0, x, turned)
+
+    def _repeat(self, x_BKSH: jax.Array) -> jax.Array:
+        x_BNSH = jnp.repeat(x_BKSH, self.cfg.n_heads // x_BKSH.shape[1], axis=1)
+        return self.layout.constrain(x_BNSH, "batch", "heads", None, None)
+
+    def _attend(
+        self, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, view: View, cached: bool,
+        layer: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        formula, mask, window, every = self.formula, view.mask_B1TS, None, self.cfg.global_every
+        if formula.window and (every or cached):  # depends on the layer, or on positions
+            window = jnp.int32(formula.window)
+            if every:
+                everything = jnp.iinfo(jnp.int32).max
+                window = jnp.where((layer + 1) % every == 0, everything, window)
+            formula = formula._replace(window=None)
+        if cached and window is not None:
+            back_BTS = view.positions_BT[..., None] - jnp.arange(k_BKSH.shape[2])
+            mask, window = mask & (back_BTS < window)[:, None], None
+        if not self._uses_cudnn(view, cached, q_BTNH.dtype):
+            return causal_attention(q_BTNH, k_BKSH, v_BKSH, mask, formula, window)
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), scale=formula.scale,
+            is_causal=True, implementation="cudnn",
+            local_window_size=formula.window and (formula.window - 1, 0),
+        )  # fmt: skip
 
     def _uses_cudnn(self, view: View, cached: bool, dtype: jnp.dtype) -> bool:
         """Whether cuDNN's kernel computes this; it is given no mask, so it must need none."""
-        masked = view.mask_B1TS is not None
-        if self.kernel == "cudnn" and masked and not cached:
+        cfg, masked = self.cfg, view.mask_B1TS is not None
+        if cfg.attention == "cudnn" and masked and not cached:
             raise ConfigError(
                 "model.attention='cudnn' would ignore the mask between packed documents; try"
                 " model.attention='auto'"
             )
-        size_fits = self.head_dim % 8 == 0 and self.head_dim <= 128  # of cuDNN on every GPU
-        fits = not masked and dtype == jnp.bfloat16 and size_fits and self.layout.on_gpu()
-        return not cached and (self.kernel == "cudnn" or (self.kernel == "auto" and fits))
+        size_fits = cfg.head_dim % 8 == 0 and cfg.head_dim <= 128  # of cuDNN on every GPU
+        plain = not (masked or cfg.attention_softcap or cfg.global_every)
+        fits = plain and dtype == jnp.bfloat16 and size_fits and self.layout.on_gpu()
+        return not cached and (cfg.attention == "cudnn" or (cfg.attention == "auto" and fits))

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from mlm_jax.config import ModelConfig
 from mlm_jax.layout import Layout
 
-DIMS = (None, "batch", None, "kv_heads", None)
+DIMS = (None, "batch", "kv_heads", None, None)
 
 
 class Cache(NamedTuple):
-    """k, v: [L, B, S, K, H] in model.dtype; slot s of a row holds the token at position s."""
+    """k, v: [L, B, K, S, H] in model.dtype; slot s of a row holds the token at position s."""
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    k_LBKSH: jax.Array
+    v_LBKSH: jax.Array
 
     @classmethod
     def zeros(cls, cfg: ModelConfig, layout: Layout, batch: int, length: int) -> "Cache":
-        shape = (cfg.n_layers, batch, length, cfg.n_kv_heads, cfg.head_dim)
+        shape = (cfg.n_layers, batch, cfg.n_kv_heads, length, cfg.head_dim)
         return cls(*(layout.constrain(jnp.zeros(shape, cfg.dtype), *DIMS),) * 2)
 
     def write(
@@ -30,6 +30,6 @@ class Cache(NamedTuple):
         rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
 
         def put(into: jax.Array, new: jax.Array) -> jax.Array:
-            return layout.constrain(into.at[layer, rows_B1, positions_BT].set(new), *DIMS)
+            return layout.constrain(into.at[layer, rows_B1, :, positions_BT].set(new), *DIMS)
 
-        return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))
+        return Cache(put(self.k_LBKSH, k_BTKH), put(self.v_LBKSH, v_BTKH))

@@ -27,7 +27,7 @@ class Embedding(nnx.Module):
         self.positions = (
             weight(cfg, Normal(cfg.init_std), **learned) if cfg.positions == "learned" else None
         )
-        self.layout, self.dtype = layout, cfg.dtype
+        self.layout, self.dtype, self.scale = layout, cfg.dtype, cfg.embedding_scale
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         table_VD = self.layout.constrain(self.tokens[...].astype(self.dtype), "vocab", None)
@@ -36,7 +36,7 @@ class Embedding(nnx.Module):
         if self.positions is not None:
             table_SD = self.layout.constrain(self.positions[...].astype(self.dtype), None, None)
             x_BTD = x_BTD + table_SD[positions_BT]
-        return x_BTD
+        return x_BTD if self.scale == 1 else self.scale * x_BTD
 
 
 class Head(nnx.Module):
@@ -49,18 +49,22 @@ class Head(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
         self.weight = None if cfg.tied else table(cfg)
-        self.layout, self.vocab_size, self.dtype = layout, cfg.vocab_size, cfg.dtype
+        self.cfg, self.layout = cfg, layout
 
     def matrix(self, embedding: Embedding) -> jax.Array:
         """What hidden states are multiplied by, [V, D] in model.dtype, split over tp only."""
         w = embedding.tokens if self.weight is None else self.weight
-        return self.layout.constrain(w[...].astype(self.dtype), "vocab", None)
+        return self.layout.constrain(w[...].astype(self.cfg.dtype), "vocab", None)
 
     def __call__(self, h_BTD: jax.Array, w_VD: jax.Array) -> jax.Array:
         """w may be one for each row of h, [B, V, D]."""
         logits_BTV = wide_product(h_BTD, w_VD)
         logits_BTV = self.layout.constrain(logits_BTV, "batch", "seq", "vocab")
-        real_V = jnp.arange(logits_BTV.shape[-1]) < self.vocab_size
+        if self.cfg.logit_scale != 1:
+            logits_BTV *= self.cfg.logit_scale
+        if cap := self.cfg.logit_softcap:
+            logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+        real_V = jnp.arange(logits_BTV.shape[-1]) < self.cfg.vocab_size
         return jnp.where(real_V, logits_BTV, jnp.finfo(logits_BTV.dtype).min)
 
 

@@ -13,18 +13,19 @@ from mlm_jax.layout import Layout
 
 
 class Mlp(nnx.Module):
-    """down(act(up(x))): GPT-2's feed-forward.
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020).
 
-    up     [D, F]   embed, mlp            columns over tp
-    down   [F, D]   mlp_inner, residual   rows over tp
+    gate, up   [D, F]   embed, mlp            columns over tp
+    down       [F, D]   mlp_inner, residual   rows over tp
 
     Forward under tp costs one all-reduce, of the output.
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
         D, F = cfg.d_model, cfg.d_mlp
-        self.up = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F)
-        self.up_bias = bias(cfg, mlp=F)
+        self.up, self.up_bias = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F), bias(cfg, mlp=F)
+        self.gate = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F) if cfg.gated else None
+        self.gate_bias = bias(cfg, mlp=F) if cfg.gated else None
         # GPT-2: projections that add to the residual stream start smaller in deeper models.
         std = cfg.init_std / math.sqrt(2 * cfg.n_layers)
         self.down = weight(cfg, Normal(std), mlp_inner=F, residual=D)
@@ -33,40 +34,23 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = checkpoint_name(linear(x_BTD, self.up, self.up_bias), "mlp_up")
-        h_BTF = self.layout.constrain(self.activation(up_BTF), "batch", "seq", "mlp")
+        gate_BTF = None
+        if self.gate is not None:
+            gate_BTF = checkpoint_name(linear(x_BTD, self.gate, self.gate_bias), "mlp_up")
+        h_BTF = self._activated(up_BTF, gate_BTF)
+        h_BTF = self.layout.constrain(h_BTF, "batch", "seq", "mlp")
         out_BTD = linear_out(h_BTF, self.down, self.down_bias, self.layout)
         return checkpoint_name(out_BTD, "block_out")
 
-
-class GatedMlp(nnx.Module):
-    """down(act(gate(x)) * up(x)): Llama's feed-forward (Shazeer 2020).
-
-    gate, up   [D, F]   embed, mlp            columns over tp
-    down       [F, D]   mlp_inner, residual   rows over tp
-    """
-
-    def __init__(self, cfg: ModelConfig, layout: Layout):
-        D, F = cfg.d_model, cfg.d_mlp
-        self.gate = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F)
-        self.gate_bias = bias(cfg, mlp=F)
-        self.up = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F)
-        self.up_bias = bias(cfg, mlp=F)
-        std = cfg.init_std / math.sqrt(2 * cfg.n_layers)
-        self.down = weight(cfg, Normal(std), mlp_inner=F, residual=D)
-        self.down_bias = bias(cfg, residual=D)
-        self.layout, self.activation = layout, ACTIVATIONS[cfg.activation]
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_BTF = checkpoint_name(linear(x_BTD, self.gate, self.gate_bias), "mlp_up")
-        up_BTF = checkpoint_name(linear(x_BTD, self.up, self.up_bias), "mlp_up")
-        h_BTF = self.layout.constrain(self.activation(gate_BTF) * up_BTF, "batch", "seq", "mlp")
-        out_BTD = linear_out(h_BTF, self.down, self.down_bias, self.layout)
-        return checkpoint_name(out_BTD, "block_out")
+    @partial(jax.checkpoint, prevent_cse=False, static_argnums=0)  # keeps its operands only
+    def _activated(self, up_BTF: jax.Array, gate_BTF: jax.Array | None) -> jax.Array:
+        return self.activation(up_BTF) if gate_BTF is None else self.activation(gate_BTF) * up_BTF
 
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "squared_relu": lambda x: jax.numpy.square(jax.nn.relu(x)),  # So et al. 2021
     "swiglu": jax.nn.silu,
+    "geglu": partial(jax.nn.gelu, approximate=True),
 }
-MLPS = {"gelu": Mlp, "gelu_exact": Mlp, "swiglu": GatedMlp}

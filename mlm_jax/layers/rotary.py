@@ -1,18 +1,55 @@
 """Rotary position embedding (Su et al. 2021), the halves rotated as in Llama and Megatron-LM."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from mlm_jax.config import ModelConfig
 
 
-def rotary_angles(positions_BT: jax.Array, head_dim: int, base: float, dtype: str) -> jax.Array:
-    """Angles [B, T, H/2], radians: position / base^(2i/H)."""
-    inverse = base ** -(jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    return positions_BT[..., None].astype(dtype) * inverse
+def rotary_angles(cfg: ModelConfig, positions_BT: jax.Array) -> jax.Array:
+    """Angles [B, T, H/2], radians: position times the frequency of the pair."""
+    frequencies = jnp.asarray(rotary_frequencies(cfg), cfg.wide_dtype)
+    return positions_BT[..., None].astype(cfg.wide_dtype) * frequencies
 
 
-def rotate(x_BTNH: jax.Array, angles_BTh: jax.Array) -> jax.Array:
-    """Each pair (x_i, x_{i + H/2}) turned by its angle; in the angles' dtype, returned in x's."""
-    cos, sin = (f(angles_BTh)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+def rotary_frequencies(cfg: ModelConfig) -> np.ndarray:
+    """Radians a token of each pair, float64 [H/2]: 1 / base^(2i/H), scaled for longer contexts.
+
+    linear: all slowed down by the factor (Chen et al. 2023). llama3: only wavelengths longer than
+    1 / rope_low of the original context, in part from 1 / rope_high on (Grattafiori et al. 2024).
+    yarn: as many turns in the original context decide: below rope_low all, above rope_high none
+    (Peng et al. 2023, section 3.2, as Megatron-LM and transformers have it).
+    """
+    H, factor, trained = cfg.head_dim, cfg.rope_factor, cfg.rope_original_seq_len
+    frequencies = cfg.rotary_base ** -(np.arange(0, H, 2) / H)
+    if cfg.rope_scaling == "linear":
+        return frequencies / factor
+    if cfg.rope_scaling == "llama3":
+        turns = trained * frequencies / (2 * math.pi)
+        keep = np.clip((turns - cfg.rope_low) / (cfg.rope_high - cfg.rope_low), 0, 1)
+    elif cfg.rope_scaling == "yarn":
+
+        def pair(turns: float) -> float:
+            """The pair that turns so often in the original context."""
+            return H * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(cfg.rotary_base))
+
+        first = max(math.floor(pair(cfg.rope_high)), 0)
+        last = min(math.ceil(pair(cfg.rope_low)), H - 1)
+        keep = 1 - np.clip((np.arange(H // 2) - first) / max(last - first, 1e-3), 0, 1)
+    else:
+        return frequencies
+    return frequencies * keep + frequencies / factor * (1 - keep)
+
+
+def rotate(x_BTNH: jax.Array, angles_BTh: jax.Array, length: float = 1.0) -> jax.Array:
+    """Each pair (x_i, x_{i + H/2}) turned by its angle, and made `length` times as long.
+
+    In the angles' dtype, returned in x's.
+    """
+    cos, sin = (length * f(angles_BTh)[:, :, None, :] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x_BTNH.astype(angles_BTh.dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)

@@ -11,7 +11,7 @@ from mlm_jax.config import ModelConfig
 from mlm_jax.layers.attention import Attention, View
 from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.dropout import dropout
-from mlm_jax.layers.mlp import MLPS
+from mlm_jax.layers.mlp import Mlp
 from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.weight import gathered
 from mlm_jax.layout import Layout
@@ -20,26 +20,34 @@ from mlm_jax.layout import Layout
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
+    parallel: x + attention(h) + mlp(h), where h = norm(x) (Chowdhery et al. 2022).
+
     Under tp each half costs one all-reduce of [B, T, D] forward and one backward; with the residual
     stream split over tp (sequence parallelism) each is a reduce-scatter and an all-gather instead.
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
-        self.attention_norm = NORMS[cfg.norm](cfg)
+        norm = NORMS[cfg.norm]
+        self.attention_norm = norm(cfg, residual=cfg.d_model)
         self.attention = Attention(cfg, layout)
-        self.mlp_norm = NORMS[cfg.norm](cfg)
-        self.mlp = MLPS[cfg.activation](cfg, layout)
-        self.layout, self.dropout = layout, cfg.dropout
+        self.mlp_norm = None if cfg.parallel else norm(cfg, residual=cfg.d_model)
+        self.mlp = Mlp(cfg, layout)
+        self.layout, self.dropout, self.scale = layout, cfg.dropout, cfg.residual_scale
 
     def __call__(
         self, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
         layer: jax.Array,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str) -> jax.Array:
+            y_BTD = dropout(y_BTD, self.dropout, keys_B, layer, site)
+            return x_BTD + (y_BTD if self.scale == 1 else self.scale * y_BTD)
+
         h_BTD = gathered(self.attention_norm(x_BTD), self.layout)
         y_BTD, cache = self.attention(h_BTD, view, cache, layer)
-        x_BTD += dropout(y_BTD, self.dropout, keys_B, layer, "attention")
-        y_BTD = self.mlp(gathered(self.mlp_norm(x_BTD), self.layout))
-        return x_BTD + dropout(y_BTD, self.dropout, keys_B, layer, "mlp"), cache
+        x_BTD = add(x_BTD, y_BTD, "attention")
+        if self.mlp_norm is not None:
+            h_BTD = gathered(self.mlp_norm(x_BTD), self.layout)
+        return add(x_BTD, self.mlp(h_BTD), "mlp"), cache
 
 
 def run_blocks(

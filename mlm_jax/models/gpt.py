@@ -21,7 +21,7 @@ class Gpt(nnx.Module):
     def __init__(self, cfg: ModelConfig, layout: Layout, remat: str = "none"):
         self.embedding = Embedding(cfg, layout)
         self.blocks = stacked(Block(cfg, layout), cfg.n_layers)
-        self.norm = NORMS[cfg.norm](cfg)
+        self.norm = NORMS[cfg.norm](cfg, residual=cfg.d_model)
         self.head = Head(cfg, layout)
         self.cfg, self.layout, self.remat = cfg, layout, remat
 
@@ -58,7 +58,7 @@ class Gpt(nnx.Module):
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """Hidden states of more tokens at these positions, which see the cache; and the cache."""
-        view = View.of(self.cfg, positions_BT, None, slots=cache.k_LBSKH.shape[2])
+        view = View.of(self.cfg, positions_BT, None, slots=cache.k_LBKSH.shape[3])
         h_BTD, extended = self._hidden(tokens_BT, view, None, cache)
         assert extended is not None
         return h_BTD, extended

@@ -6,18 +6,36 @@ import numpy as np
 import pytest
 
 from mlm_jax.layers.attention import View
-from mlm_jax.layers.causal import BLOCK, causal_attention
+from mlm_jax.layers.causal import (
+    BLOCK,
+    MOST_BLOCKS,
+    Formula,
+    Operands,
+    _blocks,
+    causal_attention,
+)
 from tests.conftest import tiny_run
 
 B, T, N, K, H = 2, 2 * BLOCK + 22, 4, 2, 16
 
 
-def by_the_book(q, k, v, seen):
+PLAIN = Formula(scale=1 / math.sqrt(H))
+FORMULAS = {
+    "plain": PLAIN,
+    "window": PLAIN._replace(window=70),
+    "capped": Formula(scale=0.5, softcap=1.5, window=BLOCK + 3),
+}
+
+
+def by_the_book(q, k, v, seen, formula):
     """One head, one row, one query at a time; query head n reads key/value head n // (N / K)."""
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(B, T, N):
         at = np.flatnonzero(seen[b, t])
-        scores = k[b, at, n // (N // K)] @ q[b, t, n] / math.sqrt(H)
+        at = at[at > t - (formula.window or T)]
+        scores = formula.scale * k[b, at, n // (N // K)] @ q[b, t, n]
+        if formula.softcap:
+            scores = formula.softcap * np.tanh(scores / formula.softcap)
         p = np.exp(scores - scores.max())
         out[b, t, n] = p / p.sum() @ v[b, at, n // (N // K)]
     return out
@@ -38,36 +56,61 @@ def mask_of(packed):
     return seen, view.mask_B1TS
 
 
+def attended(q, k, v, mask, formula, window=None):
+    k, v = (x.swapaxes(1, 2) for x in (k, v))
+    return causal_attention(q, k, v, mask, formula, window)
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_by_the_book(packed):
+@pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
+def test_attention_by_the_book(formula, packed):
     seen, mask = mask_of(packed)
     with jax.enable_x64(True):
         q, k, v, _ = operands("float64")
-        got = causal_attention(q, k, v, mask)
-        np.testing.assert_allclose(got, by_the_book(q, k, v, seen), atol=1e-13, rtol=0)
+        expected = by_the_book(q, k, v, seen, formula)
+        got = attended(q, k, v, mask, formula)
+        np.testing.assert_allclose(got, expected, atol=1e-13, rtol=0)
+        # a window that only the running program knows
+        window = formula.window and jnp.int32(formula.window)
+        got = attended(q, k, v, mask, formula._replace(window=None), window)
+        np.testing.assert_allclose(got, expected, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients_of_attention_are_those_of_the_formula(packed):
+@pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
+def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
     seen, mask = mask_of(packed)
+    seen = seen & ~np.tri(T, k=-(formula.window or T), dtype=bool)
 
-    def formula(q, k, v):
+    def plain(q, k, v):
         k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-        scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / math.sqrt(H)
+        scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * formula.scale
+        if formula.softcap:
+            scores = formula.softcap * jnp.tanh(scores / formula.softcap)
         p = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf))
         return jnp.einsum("BNTS,BSNH->BTNH", p, v)
 
     with jax.enable_x64(True):
         *qkv, g = operands("float64")
-        expected = jax.vjp(formula, *qkv)[1](g)
-        got = jax.vjp(lambda *qkv: causal_attention(*qkv, mask), *qkv)[1](g)
+        expected = jax.vjp(plain, *qkv)[1](g)
+        got = jax.vjp(lambda *qkv: attended(*qkv, mask, formula), *qkv)[1](g)
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-13, rtol=0)
     *qkv, g = operands("bfloat16")
-    got = jax.vjp(lambda *qkv: causal_attention(*qkv, mask), *qkv)[1](g)
+    got = jax.vjp(lambda *qkv: attended(*qkv, mask, formula), *qkv)[1](g)
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(float), other, atol=0.05, rtol=0.02)
+
+
+def test_blocks_skip_what_no_query_sees():
+    k = jnp.zeros((1, 1, 4 * BLOCK, H))
+    of = Operands(k[:, :, None], k, k, None, None)
+    assert [(r.start, s.start, s.stop) for r, s in _blocks(of, 10)] == [
+        (i * BLOCK, max(0, i * BLOCK - 9), (i + 1) * BLOCK) for i in range(4)
+    ]
+    long = jnp.zeros((1, 1, 100 * BLOCK, H))
+    assert len(_blocks(Operands(long[:, :, None], long, long, None, None), None)) == MOST_BLOCKS
 
 
 def test_a_token_sees_the_slots_up_to_its_own():

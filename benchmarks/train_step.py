@@ -1,0 +1,291 @@
+"""Our train step against Hugging Face's GPT-2 in PyTorch: same shape, same machine, one run.
+
+python benchmarks/train_step.py [--shapes small small-50k] [--rounds 7] [--steps 4]
+pip install torch==2.13.0 transformers     the peers; without them only our step is measured
+
+Each contestant is a process of its own: it compiles, warms up, and then waits for its turn. On a
+CPU turns go round, so that a busy machine slows all alike, and ratios are medians over the rounds;
+on a GPU one contestant is measured after the other. All train with AdamW and clipping, dropout 0.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+Shape = dict[str, Any]
+CPU = {"n_layers": 6, "d_model": 384, "n_heads": 6, "seq_len": 256, "batch": 8, "dtype": "float32"}
+GPU = {"seq_len": 1024, "dtype": "bfloat16", "vocab_size": 50304}
+LLAMA = {
+    "norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "bias": False, "tied": False,
+}  # fmt: skip
+SHAPES: dict[str, Shape] = {
+    "small": CPU | {"vocab_size": 1024},
+    "small-50k": CPU | {"vocab_size": 50304},
+    "gpt-124m": GPU | {"n_layers": 12, "d_model": 768, "n_heads": 12, "batch": 32},
+    "gpt-1.2b": GPU | {"n_layers": 40, "d_model": 1536, "n_heads": 16, "batch": 16},
+    "llama-8b-layers": GPU | LLAMA | {  # as many layers of Llama 3 8B as leave room for Adam
+        "n_layers": 6, "d_model": 4096, "n_heads": 32, "n_kv_heads": 8, "d_mlp": 14336,
+        "seq_len": 4096, "batch": 2, "vocab_size": 128256, "tied": False,
+    },
+}  # fmt: skip
+H200_PEAK = 989e12  # bf16, dense; also of the H100 SXM
+
+
+class Ours:
+    """mlm_jax.step, as the loop runs it."""
+
+    def __init__(self, shape: Shape, remat: str):
+        from mlm_jax.host import keep_freed_memory
+
+        keep_freed_memory()
+        import jax
+        import numpy as np
+
+        from mlm_jax.config import from_dict
+        from mlm_jax.layout import Layout
+        from mlm_jax.step import make_steps
+
+        model = {k: v for k, v in shape.items() if k != "batch"}
+        B, T, V = shape["batch"], shape["seq_len"], shape["vocab_size"]
+        run = from_dict({
+            "model": model, "optimizer": {"schedule": "constant", "lr": 1e-4},
+            "train": {"global_batch_size": B, "remat": remat},
+        })  # fmt: skip
+        layout = Layout.create(jax.devices()[:1]).fit(run.model, batch=B)
+        steps = make_steps(run, layout)
+        ids = np.random.default_rng(0).integers(0, V, (B, T + 1), dtype=np.int32)
+        weights = np.ones((B, T), np.float32)
+        batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights}
+        self.batch = jax.device_put(batch, layout.sharding("batch", None))
+        self.state, self.jax = steps.init(), jax
+        begun = time.perf_counter()
+        self.step = steps.train.lower(self.state, self.batch).compile()
+        memory = self.step.memory_analysis()
+        self.facts = {
+            "compile_s": time.perf_counter() - begun,
+            "temporary_gib": memory.temp_size_in_bytes / 2**30,
+            "version": f"jax {jax.__version__}", "device": jax.devices()[0].device_kind,
+        }  # fmt: skip
+
+    def run(self, steps: int) -> float:
+        for _ in range(steps):
+            self.state, metrics = self.step(self.state, self.batch)
+        return float(self.jax.device_get(metrics["loss"]))
+
+    def memory_gib(self) -> float | None:
+        stats = self.jax.devices()[0].memory_stats() or {}
+        return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
+
+
+class Torch:
+    """transformers' GPT2LMHeadModel or LlamaForCausalLM with its scaled-dot-product attention."""
+
+    def __init__(self, shape: Shape, compiled: bool):
+        import torch
+        from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+        self.torch = torch
+        self.cuda = torch.cuda.is_available()
+        device = "cuda" if self.cuda else "cpu"
+        torch.manual_seed(0)
+        torch.set_float32_matmul_precision("high")
+        common = {"vocab_size": shape["vocab_size"], "use_cache": False}
+        if shape.get("norm") == "rmsnorm":
+            model = LlamaForCausalLM(LlamaConfig(
+                hidden_size=shape["d_model"], intermediate_size=shape["d_mlp"],
+                num_hidden_layers=shape["n_layers"], num_attention_heads=shape["n_heads"],
+                num_key_value_heads=shape["n_kv_heads"], **common,
+            ))  # fmt: skip
+        else:
+            model = GPT2LMHeadModel(GPT2Config(
+                n_layer=shape["n_layers"], n_embd=shape["d_model"], n_head=shape["n_heads"],
+                n_positions=shape["seq_len"], resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common,
+            ))  # fmt: skip
+        self.model = model.to(device).train()
+        self.bf16 = shape["dtype"] == "bfloat16"
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
+        B, T, V = shape["batch"], shape["seq_len"], shape["vocab_size"]
+        self.ids = torch.randint(0, V, (B, T), device=device)
+        self.forward = torch.compile(self.model) if compiled else self.model
+        begun = time.perf_counter()
+        self.run(1)
+        self.facts = {
+            "compile_s": time.perf_counter() - begun, "version": f"torch {torch.__version__}",
+            "device": torch.cuda.get_device_name() if self.cuda else "cpu",
+        }  # fmt: skip
+
+    def run(self, steps: int) -> float:
+        torch = self.torch
+        for _ in range(steps):
+            with torch.autocast(self.ids.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = self.forward(input_ids=self.ids, labels=self.ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def memory_gib(self) -> float | None:
+        return self.torch.cuda.max_memory_allocated() / 2**30 if self.cuda else None
+
+
+CONTESTANTS = {
+    "mlm_jax": lambda shape: Ours(shape, "none"),
+    "mlm_jax, selective remat": lambda shape: Ours(shape, "selective"),
+    "torch eager": lambda shape: Torch(shape, compiled=False),
+    "torch.compile": lambda shape: Torch(shape, compiled=True),
+}
+
+
+def contest(name: str, shape: str) -> None:
+    """A contestant's process: a number of steps on each line of stdin, a JSON object for each."""
+    one = CONTESTANTS[name](SHAPES[shape])
+    one.run(2)
+    print(json.dumps(one.facts), flush=True)
+    for line in sys.stdin:
+        steps, begun, cpu = int(line), time.perf_counter(), time.process_time()
+        loss = one.run(steps)
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({
+            "step_s": seconds / steps, "cpu_s": cpu / steps, "loss": loss,
+            "memory_gib": one.memory_gib() or rss,
+        }), flush=True)  # fmt: skip
+
+
+class Contestant:
+    def __init__(self, name: str, shape: str):
+        command = [sys.executable, __file__, "--contestant", name, "--shapes", shape]
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.name, self.rows, self.facts = name, [], self.answer()
+
+    def answer(self) -> dict:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
+
+    def turn(self, steps: int) -> None:
+        print(steps, file=self.process.stdin, flush=True)
+        self.rows.append(self.answer())
+
+    def median(self, key: str) -> float:
+        return statistics.median(row[key] for row in self.rows)
+
+    def leave(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def flops(shape: Shape) -> float:
+    from mlm_jax.metrics import flops_per_step
+
+    D, N = shape["d_model"], shape["n_heads"]
+    return flops_per_step(
+        batch=shape["batch"], seq_len=shape["seq_len"], n_layers=shape["n_layers"], d_model=D,
+        d_mlp=shape.get("d_mlp", 4 * D), n_heads=N, n_kv_heads=shape.get("n_kv_heads", N),
+        head_dim=D // N, vocab_size=shape["vocab_size"], gated=shape.get("activation") == "swiglu",
+    )  # fmt: skip
+
+
+def matrix_product_flops() -> float:
+    """FLOP/s of a large bf16 product on this GPU: what a step could reach at best."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8192
+    a = jnp.ones((n, n), jnp.bfloat16)
+    product = jax.jit(lambda a, b: a @ b)
+    product(a, a).block_until_ready()
+    begun = time.perf_counter()
+    for _ in range(50):
+        b = product(a, a)
+    b.block_until_ready()
+    return 50 * 2 * n**3 / (time.perf_counter() - begun)
+
+
+def compare(shape: str, names: list[str], rounds: int, steps: int, on_gpu: bool) -> None:
+    dims, field = SHAPES[shape], []
+    print(f"\n{shape}: {dims}", flush=True)
+    for name in names:
+        try:
+            field.append(Contestant(name, shape))
+        except RuntimeError as why:
+            print(f"  left out: {why}")
+            continue
+        if on_gpu:  # alone on the device
+            for _ in range(rounds):
+                field[-1].turn(steps)
+            field[-1].leave()
+    if not on_gpu:
+        for _ in range(rounds):
+            for one in field:
+                one.turn(steps)
+        for one in field:
+            one.leave()
+    tokens = dims["batch"] * dims["seq_len"]
+    peers = [one for one in field if one.name.startswith("torch")]
+    print(
+        f"  {'':26}tokens/s  ms/step  CPU s/step  compile s  GiB"
+        + ("  TFLOP/s  MFU" if on_gpu else "")
+    )
+    for one in field:
+        step = one.median("step_s")
+        row = f"  {one.name:26}{tokens / step:8,.0f} {step * 1e3:8.0f} {one.median('cpu_s'):11.2f}"
+        row += f" {one.facts['compile_s']:10.1f} {max(r['memory_gib'] for r in one.rows):4.1f}"
+        if on_gpu:
+            rate = flops(dims) / step
+            row += f" {rate / 1e12:8.0f} {rate / H200_PEAK:4.0%}"
+        print(
+            row
+            + f"   {one.facts['version']} on {one.facts['device']}, loss {one.rows[-1]['loss']:.3f}"
+        )
+    for one in [one for one in field if one not in peers]:
+        for peer in peers:
+            for key, what in [("step_s", "wall"), ("cpu_s", "CPU seconds")]:
+                ratios = [b[key] / a[key] for a, b in zip(one.rows, peer.rows, strict=True)]
+                print(
+                    f"  {one.name} / {peer.name}, by {what}: {statistics.median(ratios):.2f}"
+                    f" ({min(ratios):.2f} to {max(ratios):.2f})"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=" ".join(SHAPES)
+    )
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="steps a turn")
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contestant:
+        return contest(args.contestant, args.shapes[0])
+    probe = "import jax; print(jax.default_backend())"
+    backend = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout
+    on_gpu = backend.strip() not in ("cpu", "")
+    if on_gpu:
+        measured = subprocess.run(
+            [sys.executable, "-c", "import train_step; print(train_step.matrix_product_flops())"],
+            capture_output=True, text=True, cwd=os.path.dirname(os.path.abspath(__file__)),
+        ).stdout  # fmt: skip
+        print(f"a product of 8192 x 8192 bf16 matrices: {float(measured) / 1e12:.0f} TFLOP/s")
+    default = ["gpt-124m", "gpt-1.2b", "llama-8b-layers"] if on_gpu else ["small", "small-50k"]
+    for shape in args.shapes or default:
+        compare(shape, args.contestants, args.rounds, args.steps, on_gpu)
+
+
+if __name__ == "__main__":
+    main()
