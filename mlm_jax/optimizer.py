@@ -131,8 +131,9 @@ def adafactor(_: OptimizerConfig) -> optax.GradientTransformation:
 
     def axes_of(params: Any) -> tuple[Any, Any]:
         """Which axis counts layers, None where none does: of weights, and of the state."""
-        axes = jax.tree.map(lambda w: 0 if is_stacked(w) else None, params, is_leaf=is_weight)
-        factors = optax.FactoredState(count=None, v_row=axes, v_col=axes, v=axes)
+        none: Any = None
+        axes = jax.tree.map(lambda w: 0 if is_stacked(w) else none, params, is_leaf=is_weight)
+        factors = optax.FactoredState(count=none, v_row=axes, v_col=axes, v=axes)
         return axes, (factors, optax.EmptyState(), optax.EmptyState())
 
     def init(params: Any) -> Any:
@@ -140,11 +141,11 @@ def adafactor(_: OptimizerConfig) -> optax.GradientTransformation:
         factors, *rest = over_layers(tx.init, (of_weights,), of_state)(bare(params))
         return named_factors(factors, params), *rest
 
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         of_weights, of_state = axes_of(params)
         apply = over_layers(tx.update, (of_weights, of_state, of_weights), (of_weights, of_state))
-        updates, new = apply(bare(grads), bare(state), bare(params))
-        return like(grads, updates), like(state, new)
+        new = apply(bare(updates), bare(state), bare(params))
+        return like(updates, new[0]), like(state, new[1])
 
     return optax.GradientTransformation(init, update)
 

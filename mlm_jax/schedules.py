@@ -1,6 +1,7 @@
 """Schedules by updates done: of the learning rate, and of weight decay."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -12,7 +13,7 @@ def make_schedule(run: RunConfig) -> optax.Schedule:
     o = run.optimizer
     falls = max((o.decay_steps or run.train.steps) - o.warmup_steps, o.wsd_decay_steps or 1)
 
-    def inverse_sqrt(step: jax.Array) -> jax.Array:
+    def inverse_sqrt(step: Any) -> Any:
         updates = jnp.maximum(step + o.warmup_steps, 1)
         return jnp.maximum(o.lr * jnp.sqrt(max(o.warmup_steps, 1) / updates), o.min_lr)
 

@@ -1,16 +1,19 @@
 """Update rules against their formulas in numpy, and that stacking layers changes nothing."""
 
 import math
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from mlm_jax.layout import Layout
+from mlm_jax.models import build
 from mlm_jax.optimizer import RULES, groups, make_optimizer
-from mlm_jax.step import make_steps
-from tests.conftest import named, tiny_layout, tiny_run
+from tests.conftest import named, tiny_run
 
 MATRICES = {"q", "k", "v", "o", "gate", "up", "down", "tokens", "positions", "weight"}
 BLOCK = {  # one layer. Adafactor factors what has 128 or more both ways
@@ -25,7 +28,7 @@ OUTSIDE = {
     "head": {"weight": {"embed": 128, "vocab": 256}},
     "norm": {"scale": {"residual": 128}},
 }
-LAYERS, UPDATES = 3, 4
+LAYERS, UPDATES = 3, 3
 
 
 def optimizer_of(name, **settings):
@@ -66,11 +69,16 @@ def param(x, dims):
 
 def updated(tx, form, std=0.02):
     """Weights, named blocks.0.up, after UPDATES updates of weights in this form."""
+
+    @jax.jit
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     params = form(weights(0, std))
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
     for k in range(UPDATES):
-        updates, state = jax.jit(tx.update)(form(weights(k + 1)), state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+        params, state = update(form(weights(k + 1)), state, params)
     unstacked = {}
     for name, x in named(params).items():
         block, _, rest = name.partition(".")
@@ -90,11 +98,11 @@ def test_stacked_layers_are_updated_as_single_ones_are(name):
     with jax.enable_x64(True):
         tx = optimizer_of(name, lr=0.1, weight_decay=0.1, **scales)
         together, one_by_one = updated(tx, stacked), updated(tx, declared)
-        begin = updated(optimizer_of(name, lr=0.0), stacked)
-    assert together.keys() == one_by_one.keys()
+        begin = named(declared(weights(0, 0.02)))
+    assert together.keys() == one_by_one.keys() == begin.keys()
     for path, x in one_by_one.items():
-        assert np.abs(x - begin[path]).min() > 0, path
-        np.testing.assert_allclose(together[path], x, rtol=1e-6, atol=1e-12, err_msg=path)
+        assert np.abs(x - begin[path]).mean() > 1e-6, path
+        np.testing.assert_allclose(together[path], x, rtol=1e-9, atol=1e-12, err_msg=path)
 
 
 def test_experts_count_as_copies_and_a_router_does_not():
@@ -179,18 +187,27 @@ def test_every_rule_is_its_formula(name):
 
 
 def update(run, gradient):
-    """The first update, where every gradient is this number; and the first moments after it."""
-    params = make_steps(run, tiny_layout(run)).init().params
+    """The first update, where every gradient is this number; and the state of the rule after it."""
+    params = first_weights(run.model)
     tx = make_optimizer(run)
-    grads = jax.tree.map(lambda w: jnp.full_like(w, gradient), params)
-    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+
+    @jax.jit
+    def first(params):
+        grads = jax.tree.map(lambda w: jnp.full_like(w, gradient), params)
+        return tx.update(grads, tx.init(params), params)
+
+    updates, state = first(params)
     return named(params), named(updates), state[1]
 
 
+@cache
+def first_weights(cfg):
+    return nnx.state(build(cfg, Layout.create(jax.devices()[:1])), nnx.Param)
+
+
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
-@pytest.mark.parametrize("name", RULES)
-def test_matrices_and_embeddings_decay_and_nothing_else(style, name):
-    run = tiny_run(style, optimizer={"name": name, "weight_decay": 0.5, "lr": 0.1})
+def test_matrices_and_embeddings_decay_and_nothing_else(style):
+    run = tiny_run(style, optimizer={"weight_decay": 0.5, "lr": 0.1})
     params, moved, _ = update(run, gradient=0.0)
     for path, change in moved.items():
         decays = path.rpartition(".")[2] in MATRICES
@@ -213,9 +230,8 @@ def test_clipping_comes_before_the_rule(name):
         tx = optimizer_of(name, lr=0.1, clip=1e-3)
         doubled = lambda tree: jax.tree.map(lambda x: 2 * x, stacked(tree))  # noqa: E731
         grads, params = weights(1), stacked(weights(0))
-        once, twice = (
-            named(tx.update(form(grads), tx.init(params), params)[0]) for form in (stacked, doubled)
-        )
+        first = jax.jit(lambda grads: tx.update(grads, tx.init(params), params)[0])
+        once, twice = (named(first(form(grads))) for form in (stacked, doubled))
     for path, x in once.items():
         np.testing.assert_allclose(twice[path], x, rtol=1e-9, err_msg=path)
 
