@@ -111,7 +111,9 @@ class Layout:
             problems.append(
                 "layout.sequence_parallel=True does nothing with layout.tp=1; leave it out"
             )
-        if zero and dp == 1:
+        if zero not in (0, 1):
+            problems.append(f"layout.zero={zero!r} is not built; try 0 or 1")
+        elif zero and dp == 1:
             problems.append(f"layout.zero={zero} does nothing with layout.dp=1; leave it out")
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
@@ -176,14 +178,13 @@ class Layout:
 
         def sharding(path: tuple, w: Any) -> NamedSharding:
             dims = self._dims(path, w)
-            over_dp = of_optimizer and self.zero and is_weight(w)
-            return NamedSharding(
-                self.mesh, self._zero_spec(dims, w) if over_dp else self.spec(*dims)
-            )
+            if of_optimizer and self.zero and is_weight(w):
+                return NamedSharding(self.mesh, self._zero_spec(dims, w))
+            return self.sharding(*dims)
 
         return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=is_weight)
 
-    def _zero_spec(self, dims: Sequence[str | None], w: Any) -> P:
+    def _zero_spec(self, dims: tuple[str | None, ...], w: Any) -> P:
         """The spec of w with dp on the first dim, `layer` aside, that divides by it too."""
         split = [self.axes(dim) for dim in dims]
         unused = all("dp" not in axes for axes in split)  # a rule by hand may have given it away

@@ -214,6 +214,23 @@ def test_matrices_and_embeddings_decay_and_nothing_else(style):
         np.testing.assert_allclose(change, -0.1 * 0.5 * params[path] * decays, rtol=1e-6)
 
 
+def test_weight_decay_follows_its_schedule():
+    run = tiny_run(
+        train={"steps": 4},
+        optimizer={
+            "name": "sgd", "lr": 0.1, "weight_decay": 0.0, "weight_decay_end": 0.4,
+            "weight_decay_schedule": "linear",
+        },
+    )  # fmt: skip
+    tx, params = make_optimizer(run), stacked(weights(0))
+    state, nothing = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    update = jax.jit(tx.update)
+    for decay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.4):
+        updates, state = update(nothing, state, params)
+        moved, w = (tree["blocks"]["up"][...] for tree in (updates, params))
+        np.testing.assert_allclose(moved, -0.1 * decay * w, rtol=1e-5)
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_gradients_are_clipped_to_the_global_norm(clip):
     run = tiny_run(optimizer={"clip": clip, "b1": 0.9})
