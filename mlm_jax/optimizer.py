@@ -81,6 +81,7 @@ def own_dims(w: Any) -> tuple[str, ...]:
 
 
 def adamw(o: OptimizerConfig) -> optax.GradientTransformation:
+    """Kingma & Ba 2015; the decay that makes it AdamW comes after every rule."""
     return optax.scale_by_adam(o.b1, o.b2, o.eps, mu_dtype=moment_dtype(o))
 
 
@@ -90,6 +91,7 @@ def lion(o: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def sgd(o: OptimizerConfig) -> optax.GradientTransformation:
+    """Heavy-ball momentum: the sum of past gradients, each times momentum^age."""
     return optax.trace(o.momentum, accumulator_dtype=moment_dtype(o))
 
 
@@ -119,7 +121,8 @@ def muon(o: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def adafactor(_: OptimizerConfig) -> optax.GradientTransformation:
-    """Shazeer & Stern 2018, without momentum: of a matrix, only sums of rows and columns are kept.
+    """Shazeer & Stern 2018, without momentum: of the squared gradients of a matrix, only the means
+    of rows and of columns are kept, where both are 128 or longer.
 
     Updates have an RMS of at most 1, times the RMS of their weight. All three go layer by layer.
     """
@@ -151,14 +154,14 @@ def adafactor(_: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def named_factors(state: Any, params: Any) -> Any:
-    """Adafactor's state with names: a factor lacks the dim that was summed over."""
+    """Adafactor's state with names: a factor lacks the dim that its mean is over."""
 
     def named(w: Any, x: jax.Array, rank: int) -> Any:
         dims, sizes = w.get_metadata()["out_sharding"], w.shape
         first = int(is_stacked(w))
         by_size = [first + i for i in np.argsort(sizes[first:])]  # as optax chooses
-        summed = by_size[-rank] if len(by_size) >= rank else None
-        kept = [i for i in range(len(sizes)) if i != summed]
+        gone = by_size[-rank] if len(by_size) >= rank else None
+        kept = [i for i in range(len(sizes)) if i != gone]
         for part in (range(len(sizes)), kept):
             if x.shape == tuple(sizes[i] for i in part):
                 return w.replace(x, out_sharding=tuple(dims[i] for i in part))
