@@ -140,6 +140,7 @@ class LayoutConfig:
     cp: int | None = setting(None, "context parallel", low=-1)
     tp: int | None = setting(None, "tensor parallel", low=-1)
     sequence_parallel: bool | None = setting(None, "split the residual stream over tp")
+    zero: int = setting(0, "1: optimizer state and gradients split over dp", low=0, below=2)
     rules: Table = setting((), "rows of the table from dims to axes to replace: mlp=tp; vocab=")
     weights: Table = setting((), "dims of weights by a regex of their name: mlp.up=mlp,embed")
 
@@ -166,18 +167,45 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw"] = setting("adamw", "update rule")
-    lr: float = setting(1e-3, "peak learning rate", low=0.0)
-    min_lr: float = setting(0.0, "at the end of the decay", low=0.0)
-    schedule: Literal["constant", "cosine"] = setting("cosine", "after the warm-up")
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = setting(
+        "adamw", "update rule; muon: of the matrices in blocks, Adam for the rest"
+    )
+    lr: float = setting(1e-3, "peak learning rate; adafactor: times a weight's RMS", low=0.0)
+    min_lr: float = setting(0.0, "at the end of the decay; inverse_sqrt: the least", low=0.0)
+    matrix_lr_scale: float = setting(
+        1.0, "matrices in blocks learn at this times the rate; muon: 10 is usual", low=0.0
+    )
+    embedding_lr_scale: float = setting(
+        1.0, "tables of the embedding learn at this times the rate", low=0.0
+    )
+    head_lr_scale: float = setting(
+        1.0, "an output projection of its own learns at this times the rate", low=0.0
+    )
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = setting(
+        "cosine", "after the warm-up; wsd: stays at lr, then decays"
+    )
     warmup_steps: int = setting(0, "steps of linear warm-up from 0", low=0)
     decay_steps: int | None = setting(
         None, "steps until min_lr, warm-up included; None: steps", low=1
     )
-    b1: float = setting(0.9, "decay of Adam's first moment", low=0.0, below=1.0)
-    b2: float = setting(0.95, "decay of Adam's second moment", low=0.0, below=1.0)
-    eps: float = setting(1e-8, "Adam's epsilon", low=0.0)
+    wsd_decay_steps: int | None = setting(None, "last of decay_steps, which decay (wsd)", low=1)
+    wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = setting(
+        "exponential", "over wsd_decay_steps: 2 * 0.5^x - 1, 1 - x, (1 + cos pi x) / 2, 1 - sqrt x"
+    )
+    b1: float = setting(0.9, "decay of Adam's first moment, of lion's mean", low=0.0, below=1.0)
+    b2: float = setting(
+        0.95, "decay of Adam's second moment, of lion's momentum", low=0.0, below=1.0
+    )
+    eps: float = setting(1e-8, "Adam's epsilon; muon's too", low=0.0)
+    momentum: float = setting(0.9, "of sgd, of muon's matrices", low=0.0, below=1.0)
+    moment_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "of stored first moments (momentum); second moments stay float32"
+    )
     weight_decay: float = setting(0.1, "decoupled; weights of two or more dims only", low=0.0)
+    weight_decay_end: float | None = setting(None, "after train.steps; None: no change", low=0.0)
+    weight_decay_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "how weight_decay becomes weight_decay_end"
+    )
     clip: float = setting(1.0, "largest global gradient norm; 0: no clipping", low=0.0)
 
 
@@ -302,7 +330,7 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
 
 def _misfits(run: RunConfig) -> list[str]:
     """Settings that contradict each other, or that would do nothing."""
-    m, t, o, d = run.model, run.train, run.optimizer, run.data
+    m, t, d = run.model, run.train, run.data
     checks = [
         (m.head_dim == m.d_model // m.n_heads and m.d_model % m.n_heads,
          f"model.d_model={m.d_model} does not divide by model.n_heads={m.n_heads}; try n_heads"
@@ -339,22 +367,67 @@ def _misfits(run: RunConfig) -> list[str]:
         (t.global_batch_size % t.accumulate,
          f"train.global_batch_size={t.global_batch_size} does not divide by train.accumulate="
          f"{t.accumulate}; try accumulate {_near_divisors(t.global_batch_size, t.accumulate)}"),
-        (o.min_lr > o.lr, f"optimizer.min_lr={o.min_lr} is above optimizer.lr={o.lr}"),
-        (o.schedule == "constant" and o.min_lr,
-         f"optimizer.min_lr={o.min_lr} does nothing: optimizer.schedule='constant' never decays;"
-         " set optimizer.min_lr=0"),
-        (o.schedule == "constant" and o.decay_steps,
-         f"optimizer.decay_steps={o.decay_steps} does nothing: optimizer.schedule='constant' never"
-         " decays; set optimizer.decay_steps=None"),
-        (o.schedule != "constant" and o.decay_steps and o.warmup_steps >= o.decay_steps,
-         f"optimizer.warmup_steps={o.warmup_steps} leaves nothing of"
-         f" optimizer.decay_steps={o.decay_steps} to decay"),
         (d.path is None and d.tokenizer is not None,
          f"data.tokenizer={d.tokenizer!r} does nothing with the built-in corpus; set data.path"),
         (d.path is None and d.split != DataConfig.split,
          f"data.split={d.split!r} does nothing: the built-in corpus holds out files of its own"),
     ]  # fmt: skip
+    return [message for wrong, message in checks if wrong] + _optimizer_misfits(run)
+
+
+def _optimizer_misfits(run: RunConfig) -> list[str]:
+    m, o = run.model, run.optimizer
+    default = {field.name: field.default for field in dataclasses.fields(OptimizerConfig)}
+    never_ends = o.schedule in ("constant", "inverse_sqrt")
+    warm, decay, last = o.warmup_steps, o.decay_steps, o.wsd_decay_steps
+    checks = [
+        (o.min_lr > o.lr, f"optimizer.min_lr={o.min_lr} is above optimizer.lr={o.lr}"),
+        (o.schedule == "constant" and o.min_lr,
+         f"optimizer.min_lr={o.min_lr} does nothing: optimizer.schedule='constant' never decays;"
+         " set optimizer.min_lr=0"),
+        (never_ends and decay,
+         f"optimizer.decay_steps={decay} does nothing: optimizer.schedule={o.schedule!r} has no"
+         " last step; set optimizer.decay_steps=None"),
+        (not never_ends and decay and warm >= decay,
+         f"optimizer.warmup_steps={warm} leaves nothing of optimizer.decay_steps={decay} to decay"),
+        (o.schedule == "wsd" and not last,
+         "optimizer.schedule='wsd' needs optimizer.wsd_decay_steps; try"
+         f" {max((decay or run.train.steps) // 10, 1)}"),
+        (o.schedule == "wsd" and decay and last and warm < decay < warm + last,
+         f"optimizer.wsd_decay_steps={last} does not fit into optimizer.decay_steps={decay} after"
+         f" optimizer.warmup_steps={warm}; try wsd_decay_steps {decay and decay - warm}"),
+        (o.weight_decay_schedule != "constant" and o.weight_decay_end is None,
+         f"optimizer.weight_decay_schedule={o.weight_decay_schedule!r} does nothing without"
+         " optimizer.weight_decay_end"),
+        (o.weight_decay_schedule == "constant" and o.weight_decay_end is not None,
+         f"optimizer.weight_decay_end={o.weight_decay_end} does nothing with"
+         " optimizer.weight_decay_schedule='constant'; try linear or cosine"),
+        (o.weight_decay_schedule != "constant" and o.weight_decay_end == o.weight_decay,
+         f"optimizer.weight_decay_end={o.weight_decay_end} is optimizer.weight_decay: nothing"
+         f" changes; set optimizer.weight_decay_schedule='constant' and weight_decay_end=None"),
+        (m.tied and o.head_lr_scale != 1,
+         f"optimizer.head_lr_scale={o.head_lr_scale} does nothing with model.tied=True: the"
+         " embedding's table is the head; set optimizer.embedding_lr_scale"),
+    ]  # fmt: skip
+    for key, (what, users) in USERS.items():
+        value, here = getattr(o, key), getattr(o, what)
+        checks.append((
+            value != default[key] and here not in users,
+            f"optimizer.{key}={value!r} does nothing with optimizer.{what}={here!r}, but with"
+            f" {' or '.join(users)}; leave it at {default[key]}",
+        ))  # fmt: skip
     return [message for wrong, message in checks if wrong]
+
+
+USERS = {  # settings of an optimizer that not all choices use: which do
+    "b1": ("name", ("adamw", "lion", "muon")),
+    "b2": ("name", ("adamw", "lion", "muon")),
+    "eps": ("name", ("adamw", "muon")),
+    "momentum": ("name", ("muon", "sgd")),
+    "moment_dtype": ("name", ("adamw", "lion", "muon", "sgd")),
+    "wsd_decay_steps": ("schedule", ("wsd",)),
+    "wsd_decay_style": ("schedule", ("wsd",)),
+}
 
 
 def _typed(value: Any, field: dataclasses.Field) -> Any:

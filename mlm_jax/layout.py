@@ -70,11 +70,13 @@ class Layout:
     mesh     every axis of MESH_AXES, idle ones with size 1; an AbstractMesh can only be explained
     rules    dim -> mesh axes that split it
     weights  (regex of a weight's path, dims): names that replace the model's own
+    zero     1: gradients and optimizer state are split over dp too (ZeRO: Rajbhandari et al. 2020)
     """
 
     mesh: Mesh | AbstractMesh
     rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: RULES)
     weights: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    zero: int = 0
 
     def __repr__(self) -> str:  # a model shows its layout once a module
         return f"Layout({_sizes(self.mesh.shape)})"
@@ -86,6 +88,7 @@ class Layout:
     def create(
         cls, devices: Sequence[Any] | int | None = None, *, pp=1, dp=1, fsdp=1, ep=1, cp=1,
         tp=1, sequence_parallel=False, rules: Mapping[str, Sequence[str]] | None = None, weights=(),
+        zero: int = 0,
     ) -> "Layout":  # fmt: skip
         """A layout over `devices` (default: all; a number: only imagined, for `explain`)."""
         devices = jax.devices() if devices is None else devices
@@ -108,6 +111,10 @@ class Layout:
             problems.append(
                 "layout.sequence_parallel=True does nothing with layout.tp=1; leave it out"
             )
+        if zero not in (0, 1):
+            problems.append(f"layout.zero={zero!r} is not built; try 0 or 1")
+        elif zero and dp == 1:
+            problems.append(f"layout.zero={zero} does nothing with layout.dp=1; leave it out")
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
         problems += _bad_rules(table, weights)
@@ -115,9 +122,9 @@ class Layout:
             raise LayoutError("this layout cannot be made:\n  " + "\n  ".join(problems))
         auto = (AxisType.Auto,) * len(MESH_AXES)  # GSPMD; make_mesh alone would give Explicit axes
         if isinstance(devices, int):
-            return cls(AbstractMesh(shape, MESH_AXES, axis_types=auto), table, tuple(weights))
+            return cls(AbstractMesh(shape, MESH_AXES, axis_types=auto), table, tuple(weights), zero)
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
-        return cls(mesh, table, tuple(weights))
+        return cls(mesh, table, tuple(weights), zero)
 
     @classmethod
     def from_config(
@@ -132,6 +139,7 @@ class Layout:
         layout = cls.create(
             devices, **sizes, sequence_parallel=sequence_parallel,
             rules=dict(run.layout.rules), weights=run.layout.weights,
+            zero=run.layout.zero if training else 0,
         )  # fmt: skip
         batch = run.train.global_batch_size // run.train.accumulate if training else None
         return layout.fit(run.model, batch=batch)
@@ -158,18 +166,36 @@ class Layout:
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
         return devices is not None and devices.flat[0].platform in ("gpu", "cuda")
 
-    def shardings(self, tree: Any) -> Any:
+    def shardings(self, tree: Any, *, of_optimizer: bool = False) -> Any:
         """A prefix of `tree` with NamedShardings. Leaves without dim names are replicated.
+
+        of_optimizer: the tree holds gradients or optimizer state, which `zero` splits further.
 
         Raises LayoutError for a weight whose names do not match its rank, are unknown, or put two
         of its dims on one mesh axis.
         """
         is_weight = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(
-            lambda path, w: self.sharding(*self._dims(path, w)), tree, is_leaf=is_weight
-        )
 
-    def placed(self, shapes: Any) -> Any:
+        def sharding(path: tuple, w: Any) -> NamedSharding:
+            dims = self._dims(path, w)
+            if of_optimizer and self.zero and is_weight(w):
+                return NamedSharding(self.mesh, self._zero_spec(dims, w))
+            return self.sharding(*dims)
+
+        return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=is_weight)
+
+    def _zero_spec(self, dims: tuple[str | None, ...], w: Any) -> P:
+        """The spec of w with dp on the first dim, `layer` aside, that divides by it too."""
+        split = [self.axes(dim) for dim in dims]
+        unused = all("dp" not in axes for axes in split)  # a rule by hand may have given it away
+        for i, dim in enumerate(dims):
+            ways = math.prod(self.mesh.shape[axis] for axis in (*split[i], "dp"))
+            if unused and dim not in (None, "layer") and w.shape[i] % ways == 0:
+                split[i] = (*split[i], "dp")
+                break
+        return P(*(axes or None for axes in split))
+
+    def placed(self, shapes: Any, *, of_optimizer: bool = False) -> Any:
         """A tree of ShapeDtypeStructs, each with its sharding: what a restored tree is like."""
 
         def place(sharding: NamedSharding, part: Any) -> Any:
@@ -177,7 +203,7 @@ class Layout:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
             )
 
-        return jax.tree.map(place, self.shardings(shapes), shapes)
+        return jax.tree.map(place, self.shardings(shapes, of_optimizer=of_optimizer), shapes)
 
     def fit(self, cfg: ModelConfig, batch: int | None = None) -> "Layout":
         """This layout with the rows that depend on a model's sizes settled, and the rest checked.
@@ -254,7 +280,7 @@ class Layout:
         at_odds = [d for d, n in zip(dims, w.shape) if d in self.rules and n % self.ways(d)]  # noqa: B905
         if len(dims) != len(w.shape):  # or JAX splits the wrong dim without a word
             problem = f"has shape {tuple(w.shape)}; is it stacked without 'layer'?"
-        elif unknown := [d for d in dims if d not in self.rules]:
+        elif unknown := [d for d in dims if d is not None and d not in self.rules]:
             problem = f"names {unknown}, which no rule has"
         else:
             axes = [axis for d in dims for axis in self.axes(d)]

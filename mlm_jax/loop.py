@@ -233,9 +233,10 @@ class Story:
 
 def check_memory(abstract: TrainState, layout: Layout) -> None:
     """Raises LayoutError where weights, moments and gradients alone are more than there is."""
+    gradients = layout.placed(abstract.params, of_optimizer=True)
     held = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves((abstract, abstract.params))  # gradients are as large as weights
+        for x in jax.tree.leaves((abstract, gradients))
     )
     device = jax.devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")

@@ -41,24 +41,31 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
     """The steps of this run under this layout, to be compiled at their first call."""
     if run.model.attention == "cudnn" and not layout.on_gpu():
         raise ConfigError("model.attention='cudnn' needs a GPU; try model.attention='auto'")
-    graphdef, declared = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
-    tx = make_optimizer(run)
-
-    def build() -> TrainState:
-        params = materialise(declared, run.train.seed)
-        return TrainState(jnp.int32(0), params, tx.init(params))
-
-    shapes = jax.eval_shape(build)
-    shardings = layout.shardings(shapes)
+    graphdef, _ = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
+    abstract = abstract_state(run, layout)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     # Without out_shardings GSPMD may lay the new state out differently from the old.
-    train = partial(train_step, run=run, layout=layout, graphdef=graphdef, tx=tx)
+    train = partial(train_step, run=run, layout=layout, graphdef=graphdef, tx=make_optimizer(run))
     return Steps(
-        init=jax.jit(build, out_shardings=shardings),  # a split weight is born split
-        abstract=layout.placed(shapes),
+        init=jax.jit(partial(first_state, run, layout), out_shardings=shardings),  # born split
+        abstract=abstract,
         train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, None)),
         evaluate=jax.jit(partial(eval_step, run=run, layout=layout, graphdef=graphdef)),
         graphdef=graphdef,
     )
+
+
+def first_state(run: RunConfig, layout: Layout) -> TrainState:
+    """The state before the first step, a function of run.train.seed alone."""
+    params = materialise(nnx.state(declare(run.model, layout), nnx.Param), run.train.seed)
+    return TrainState(jnp.int32(0), params, make_optimizer(run).init(params))
+
+
+def abstract_state(run: RunConfig, layout: Layout) -> TrainState:
+    """Shapes, dtypes and shardings of the state, whose devices may be only imagined."""
+    shapes = jax.eval_shape(partial(first_state, run, layout))
+    step, params = layout.placed(shapes[:2])
+    return TrainState(step, params, layout.placed(shapes.opt_state, of_optimizer=True))
 
 
 def train_step(
@@ -83,7 +90,8 @@ def train_step(
 
     def loss_and_grads(micro: Batch) -> Any:
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
-        return loss, jax.lax.with_sharding_constraint(grads, layout.shardings(state.params))
+        split = layout.shardings(state.params, of_optimizer=True)
+        return loss, jax.lax.with_sharding_constraint(grads, split)
 
     loss, grads = over_microbatches(
         loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout

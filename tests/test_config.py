@@ -242,6 +242,42 @@ def test_a_key_that_is_no_setting_is_refused_with_what_may_be_meant(plain, key, 
         ({"optimizer.schedule": "constant", "optimizer.min_lr": 1e-5}, "optimizer.min_lr=1e-05"),
         ({"optimizer.schedule": "constant", "optimizer.decay_steps": 9}, "optimizer.decay_steps=9"),
         ({"optimizer.warmup_steps": 9, "optimizer.decay_steps": 9}, "leaves nothing of"),
+        ({"optimizer.schedule": "inverse_sqrt", "optimizer.decay_steps": 9}, "has no last step"),
+        ({"optimizer.schedule": "wsd", "train.steps": 500}, "wsd_decay_steps; try 50"),
+        (
+            {"optimizer.schedule": "wsd", "optimizer.wsd_decay_steps": 8,
+             "optimizer.decay_steps": 9, "optimizer.warmup_steps": 4},
+            "wsd_decay_steps=8 does not fit into optimizer.decay_steps=9 after"
+            " optimizer.warmup_steps=4; try wsd_decay_steps 5",
+        ),
+        (
+            {"optimizer.wsd_decay_steps": 8},
+            "wsd_decay_steps=8 does nothing with optimizer.schedule='cosine', but with wsd; leave"
+            " it at None",
+        ),
+        ({"optimizer.wsd_decay_style": "linear"}, "wsd_decay_style='linear' does nothing"),
+        ({"optimizer.weight_decay_end": 0.3}, "weight_decay_end=0.3 does nothing with"),
+        ({"optimizer.weight_decay_schedule": "linear"}, "without optimizer.weight_decay_end"),
+        (
+            {"optimizer.weight_decay_schedule": "linear", "optimizer.weight_decay_end": 0.1},
+            "weight_decay_end=0.1 is optimizer.weight_decay: nothing changes",
+        ),
+        (
+            {"optimizer.head_lr_scale": 2},
+            "head_lr_scale=2.0 does nothing with model.tied=True: the embedding's table is the"
+            " head; set optimizer.embedding_lr_scale",
+        ),
+        *(
+            ({"optimizer.name": name, f"optimizer.{key}": value},
+             f"optimizer.{key}={value!r} does nothing with optimizer.name={name!r}, but with ")
+            for name, key, value in (
+                ("adamw", "momentum", 0.5), ("lion", "momentum", 0.5), ("lion", "eps", 1e-5),
+                ("sgd", "b1", 0.5), ("sgd", "b2", 0.5), ("sgd", "eps", 1e-5),
+                ("adafactor", "b1", 0.5), ("adafactor", "b2", 0.5), ("adafactor", "eps", 1e-5),
+                ("adafactor", "momentum", 0.5), ("adafactor", "moment_dtype", "bfloat16"),
+            )
+        ),
+        ({"layout.zero": 2}, "layout.zero=2 is not at least 0 and below 2"),
         ({"data.tokenizer": "t"}, "data.tokenizer='t' does nothing with the built-in corpus"),
         ({"data.split": "9,1"}, "data.split='9,1' does nothing"),
     ],
@@ -262,6 +298,16 @@ def test_only_the_settings_that_do_nothing_are_named(plain):
     [
         {"optimizer.schedule": "constant", "optimizer.warmup_steps": 5},
         {"optimizer.lr": 0},
+        {"optimizer.name": "muon", "optimizer.b1": 0.5, "optimizer.b2": 0.5, "optimizer.eps": 1e-5,
+         "optimizer.momentum": 0.5, "optimizer.moment_dtype": "bfloat16"},
+        {"optimizer.name": "lion", "optimizer.b1": 0.5, "optimizer.b2": 0.5},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.0},
+        {"optimizer.schedule": "inverse_sqrt", "optimizer.min_lr": 1e-5},
+        {"optimizer.schedule": "wsd", "optimizer.wsd_decay_steps": 5, "train.steps": 2},
+        {"optimizer.weight_decay": 0, "optimizer.weight_decay_end": 0.1,
+         "optimizer.weight_decay_schedule": "cosine"},
+        {"model.tied": False, "optimizer.head_lr_scale": 2.0, "optimizer.embedding_lr_scale": 0.0},
+        {"layout.zero": "1"},
         {"model.positions": "rotary", "model.rotary_base": 5e5},
         {"data.path": "p", "data.split": "1", "data.tokenizer": "t"},
         {

@@ -19,7 +19,7 @@ ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {"errors", "config", "layout", "distributed", "metrics", "host"},
     {"layers/", "data/"},
-    {"models/", "losses", "optimizer"},
+    {"models/", "losses", "optimizer", "schedules"},
     {"step", "checkpoint/", "inference/"},
     {"evaluate/", "report", "summary"},
     {"loop"},

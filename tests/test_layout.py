@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import time
 
@@ -87,6 +88,7 @@ def test_single_takes_one_device_of_many():
         ({"dp": 2, "tp": 2}, ["dp=2 tp=2 is 4 devices", "there are 8", "try dp=4"]),
         ({"dp": 3, "tp": 3}, ["dp=3 tp=3 is 9 devices", "there are 8"]),
         ({"sequence_parallel": True}, ["layout.sequence_parallel=True", "layout.tp=1", "leave it"]),
+        ({"zero": 1, "fsdp": 8}, ["layout.zero=1 does nothing with layout.dp=1; leave it out"]),
         ({"pp": 2}, ["layout.pp=2", "not built yet", "try pp=1"]),
         ({"ep": 2, "cp": 2}, ["layout.ep=2", "expert", "layout.cp=2", "context"]),
         ({"rules": {"mpl": ("tp",)}}, ["no array has a dim 'mpl'", "try mlp"]),
@@ -230,6 +232,22 @@ def test_weights_and_moments_have_the_shards_that_explain_says(name, style):
         assert rows["blocks.mlp.up"]["spec"] == P(None, None, "tp")
         assert rows["blocks.mlp.down"]["spec"] == P(None, "tp", None)
         assert rows["embedding.tokens"]["spec"] == P("tp", None)
+
+
+def test_zero_puts_dp_on_the_first_dim_that_divides_and_never_on_layers():
+    run = tiny_run(model={"n_layers": 8, "d_model": 40, "d_mlp": 64}, layout={"zero": 1, "tp": 2})
+    layout = Layout.from_config(run, 16)  # dp 8
+    params = nnx.state(declare(run.model, layout), nnx.Param)
+
+    def specs(layout):
+        of_moments = layout.placed(params, of_optimizer=True)["blocks"]
+        return [of_moments[a][b].sharding.spec for a, b in (("mlp", "up"), ("attention", "q_bias"))]
+
+    assert specs(layout) == [P(None, "dp", "tp"), P(None, "tp")]  # 40 does not divide by 2 * 8
+    by_hand = dataclasses.replace(layout, rules=layout.rules | {"mlp": ("tp", "dp")})
+    assert specs(by_hand) == [P(None, None, ("tp", "dp")), P(None, "tp")]
+    assert layout.placed(params)["blocks"]["mlp"]["up"].sharding.spec == P(None, None, "tp")
+    assert Layout.from_config(run, 2, training=False).zero == 0  # nothing to split, nothing refused
 
 
 def test_a_layout_for_512_devices_is_explained_without_them():

@@ -17,11 +17,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--devices", type=int, help="default: the product of the sizes set")
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
-    from flax import nnx
+    import jax
 
     from mlm_jax.errors import ConfigError, LayoutError
     from mlm_jax.layout import MESH_AXES, Layout
-    from mlm_jax.models import declare
+    from mlm_jax.step import abstract_state
 
     sizes = [getattr(run.layout, axis) or 1 for axis in MESH_AXES]
     devices = math.prod(n for n in sizes if n > 0) if args.devices is None else args.devices
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
         if args.devices is None:
             raise LayoutError(f"{why}\nor imagine more devices: --devices N") from None
         raise
-    params = nnx.state(declare(run.model, layout), nnx.Param)
-    rows = layout.explain(params)
+    state = abstract_state(run, layout)
+    rows = layout.explain(state.params)
     table = [("weight", "shape", "dims", "rule", "spec", "bytes/device")] + [
         (r["weight"], "x".join(map(str, r["shape"])), " ".join(r["dims"]), r["rule"],
          str(r["spec"]).removeprefix("P"), f"{r['bytes']:,}")
@@ -47,7 +47,12 @@ def main(argv: list[str]) -> int:
     held = sum(r["bytes"] for r in rows)
     mesh = " ".join(f"{axis}={n}" for axis, n in layout.mesh.shape.items())
     print(f"\n{count:,} parameters; mesh {mesh}")
+    moments = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(state.opt_state)
+    )
     print(
-        f"{held / 2**30:.3f} GiB of weights on a device, {3 * held / 2**30:.3f} with Adam's moments"
+        f"{held / 2**30:.3f} GiB of weights on a device, {(held + moments) / 2**30:.3f} with the"
+        f" state of {run.optimizer.name}"
     )
     return 0

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 import shlex
 import shutil
 import subprocess
@@ -235,6 +236,22 @@ def test_explain_shows_any_number_of_devices_at_once(capsys):
     assert "embed=fsdp; mlp=tp" in up
     assert up.endswith(f"{32 * 4096 * 14336 * 4 // 512:,}")
     assert "8,030,261,248 parameters; mesh pp=1 dp=1 fsdp=64 ep=1 cp=1 tp=8" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [
+        ("--config.layout.dp=8", 3),
+        ("--config.layout.dp=8 --config.layout.zero=1", 1 + 2 / 8),
+        ("--config.layout.dp=8 --config.optimizer.moment_dtype=bfloat16", 2.5),
+        ("--config.layout.dp=8 --config.optimizer.name=lion", 2),
+        ("--config.layout.fsdp=8 --config.optimizer.name=adafactor", 1),
+    ],
+)
+def test_explain_says_what_weights_and_optimizer_take(words, times, capsys):
+    assert done("explain", "--config", "llama:8b", *shlex.split(words)) == 0
+    held = re.search(r"([\d.]+) GiB of weights .* ([\d.]+) with the", capsys.readouterr().out)
+    assert float(held[2]) == pytest.approx(float(held[1]) * times, rel=5e-3)
 
 
 def test_explain_imagines_as_many_devices_as_the_sizes_take(capsys):
