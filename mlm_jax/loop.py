@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mlm_jax.boards import check_wandb, open_wandb
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.checkpoint.workdir import check_same_run, write_run
 from mlm_jax.config import RunConfig
@@ -21,10 +22,12 @@ from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
+from mlm_jax.layers.watch import as_row
 from mlm_jax.layout import Layout
-from mlm_jax.metrics import MetricsLog, Terminal, flops_per_step, peak_flops
+from mlm_jax.metrics import MetricsLog, flops_per_step, peak_flops
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
+from mlm_jax.terminal import Terminal
 
 
 class Outcome(NamedTuple):
@@ -45,6 +48,7 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
     """
     workdir, last = Path(workdir), run.train.steps
     refuse_several()
+    check_wandb(run)
     with StopSignals() if stop is None else nullcontext(stop) as stop:
         layout = Layout.from_config(run)
         data = open_data(run)
@@ -56,7 +60,10 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
             write_run(workdir, run, data.tokenizer)
-            with MetricsLog(workdir, resume_step=start, terminal=Terminal(last)) as rows:
+            boards = open_wandb(run, workdir)
+            with MetricsLog(
+                workdir, resume_step=start, terminal=Terminal(last), boards=boards
+            ) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir)
                 saved = story.tell(state, start, stop)
@@ -153,6 +160,7 @@ class Story:
             tokens=step * tokens, step_time_s=seconds / n, data_wait_s=self.data_wait / n,
             tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
+            **as_row(metrics[-1].get("watched", {})),
         )  # fmt: skip
         if self.bad_in_a_row >= self.run.train.bad_steps_limit:
             raise MlmJaxError(

@@ -6,20 +6,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.layers.watch import Seen, see
+
 
 def next_token_nats(
-    model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None
+    model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None, seen: Seen | None = None
 ) -> jax.Array:
     """Sum over the batch of weight * -log p(target): float32 [].
 
     batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; optionally segments
-    and positions int32 [B, T]. rngs: dropout keys [B], or None.
+    and positions int32 [B, T]. rngs: dropout keys [B], or None. seen: gets sizes of activations.
     """
     h_BTD = model.hidden(
         batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
-        rngs=rngs,
+        rngs=rngs, seen=seen,
     )  # fmt: skip
-    nats_BT = cross_entropy(model.logits(h_BTD), batch["targets"])
+    logits_BTV = model.logits(h_BTD)
+    see(seen, "logits", logits_BTV, columns=model.cfg.vocab_size)
+    nats_BT = cross_entropy(logits_BTV, batch["targets"])
     return (nats_BT * batch["weights"]).sum()
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlm_jax.errors import CheckpointError
-from mlm_jax.metrics import clock, read_rows, short_number
+from mlm_jax.metrics import read_rows
+from mlm_jax.terminal import clock, short_number
 
 BUCKETS = 200  # of at most 3 points each: 600 a curve are as many as there are pixels
 SAMPLES = 24  # shown, evenly spread over the run

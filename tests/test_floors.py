@@ -17,7 +17,7 @@ import mlm_jax
 
 ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
-    {"errors", "config", "layout", "distributed", "metrics", "host"},
+    {"errors", "config", "layout", "distributed", "metrics", "host", "terminal", "boards"},
     {"layers/", "data/"},
     {"models/", "losses", "optimizer"},
     {"step", "checkpoint/", "inference/"},
