@@ -88,7 +88,8 @@ def train_step(
         loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout,
         add=lambda a, b: (added(a[0], b[0]), both(a[1], b[1])),
     )  # fmt: skip
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
     applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = optax.apply_updates(state.params, updates), opt_state

@@ -16,6 +16,8 @@ def summary(workdir: Path) -> str:
     if "completions" in events:
         parts.append(completions(events["completions"]["completions"]))
     parts.append(f"Report: {workdir / 'report.html'}")
+    if (profile := workdir / "profile" / "operations.txt").exists():
+        parts.append(f"Profile: {profile}")
     talks = (workdir / "tokenizer").exists()
     parts.append(
         "Try next:\n"

@@ -57,7 +57,8 @@ class Gpt(nnx.Module):
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, padded vocab]; columns beyond vocab_size have probability 0."""
-        return self.head(h_BTD, self.embedding)
+        with jax.named_scope("head"):
+            return self.head(h_BTD, self.embedding)
 
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -72,8 +73,9 @@ class Gpt(nnx.Module):
         self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None,
         seen: Seen | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
-        x_BTD = self.embedding(tokens_BT, view.positions_BT)
-        x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
-        x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+        with jax.named_scope("embedding"):
+            x_BTD = self.embedding(tokens_BT, view.positions_BT)
+            x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
+            x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
         x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat, seen)
         return gathered(self.norm(x_BTD), self.layout), cache

@@ -502,6 +502,40 @@ def test_a_damaged_config_json_is_refused_by_name(refused, here, words, text):
     assert DAMAGED[text] in message
 
 
+# Profiles
+
+
+def test_a_profile_of_two_steps_is_beside_the_report(here, capsys):
+    assert done(*TINY, "--workdir", "run", "--profile", "2:4") == 0
+    assert f"Profile: {Path('run/profile/operations.txt')}" in capsys.readouterr().out
+    content = json.loads((here / "run" / "profile" / "operations.json").read_text())
+    assert content["steps"] == [2, 3]
+    origins = {row["origin"] for row in content["operations"]}
+    for scope in ("forward mlp", "backward attention", "backward head", "optimizer"):
+        assert any(origin.startswith(scope) for origin in origins), origins
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--profile", "expected one argument"),
+        ("--profile ''", "'' is no range of steps; 10:13 are the steps 10, 11 and 12"),
+        ("--profile 3", "'3' is no range of steps"),
+        ("--profile 0:2", "'0:2' is no range of steps"),
+        ("--profile 3:3", "'3:3' is no range of steps"),
+        ("--profile 4:6", "--profile 4:6: this run takes the steps 1 to 4; try --profile 1:4"),
+    ],
+)
+def test_steps_that_cannot_be_profiled_are_refused(refused, words, said):
+    assert said in refused(*TINY, "--workdir", "run", *shlex.split(words))
+
+
+def test_a_finished_run_has_no_steps_to_profile(refused, here, trained):
+    shutil.copytree(trained, here / "run")
+    message = refused(*TINY, "--workdir", "run", "--profile", "2:4")
+    assert "--profile 2:4: no step is left of train.steps=4; raise it" in message
+
+
 # Generating
 
 
