@@ -21,6 +21,7 @@ from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
+from mlm_jax.host import peak_resident_bytes
 from mlm_jax.inference.engine import generate
 from mlm_jax.layers.watch import as_row
 from mlm_jax.layout import Layout
@@ -278,7 +279,12 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
 
 
 def peak_memory_gib() -> float | None:
-    """The most that any device of this process has held, or None where devices do not say."""
+    """The most that any device of this process has held; on a CPU, the most that it has itself.
+
+    None where neither is known.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    most = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    most: int | None = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    if jax.default_backend() == "cpu":
+        most = peak_resident_bytes()
     return most / 2**30 if most else None

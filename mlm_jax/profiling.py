@@ -8,12 +8,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mlm_jax.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jax.profiler import ProfileData
 
 SHOWN = 30  # rows of the table; operations.json has all
 
@@ -95,8 +92,11 @@ class Profiler:
         (self.folder / "operations.txt").write_text(table(rows, span) + "\n")
 
 
-def operations(trace: "ProfileData", hlo: str, span: Span) -> list[Operation]:
-    """All operations of one XLA program in a trace, most time first. hlo: the program's text."""
+def operations(trace: Any, hlo: str, span: Span) -> list[Operation]:
+    """All operations of one XLA program in a jax.profiler.ProfileData, most time first.
+
+    hlo: the program's text.
+    """
     steps = span.last - span.first + 1
     module = re.match(r"HloModule ([\w.\-]+)", hlo)
     origin_of = origins(hlo)
@@ -144,6 +144,7 @@ def origins(hlo: str) -> dict[str, str]:
 
 def origin(path: str) -> str:
     """'backward mlp/dot_general' of transpose(jvp())/while/body/checkpoint/mlp/dot_general."""
+    path = re.sub(r"\(([^():]+)(:[^():]+)+\)", r"\1, ...", path)  # several made one by XLA
     phase = next((name for mark, name in PHASES.items() if mark in path), "")
     scopes = re.sub(r"^jit\(\w+\)/|\b(jit|jvp|transpose|vmap)\(|\)", "", path).split("/")
     return " ".join([phase, "/".join(s for s in scopes if s and s not in STRUCTURE)]).strip()

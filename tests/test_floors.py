@@ -24,7 +24,7 @@ FLOORS = (
     {"layers/", "data/"},
     {"models/", "losses", "optimizer"},
     {"step", "checkpoint/", "inference/"},
-    {"evaluate/", "report", "summary"},
+    {"evaluate/", "report", "charts", "summary"},
     {"loop"},
     {"__main__", "commands/"},
 )  # fmt: skip

@@ -68,6 +68,7 @@ def test_the_time_of_an_operation_is_without_those_inside_it():
         ("transpose(jvp())/checkpoint/rematted_computation/attention/vmap()/div",
          "recomputed attention/div"),
         ("jit(f)/transpose(jvp(BTD,VD->BTV))/dot_general", "backward BTD,VD->BTV/dot_general"),
+        ("jvp()/while/(mlp/mul:mlp/add:mlp/dot_general)", "forward mlp/mul, ..."),
         ("jit(f)/optimizer/jit(_where)/select_n", "optimizer/_where/select_n"),
     ],
 )  # fmt: skip
