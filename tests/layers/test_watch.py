@@ -15,9 +15,11 @@ from tests.conftest import named, place, tiny_batch, tiny_layout, tiny_run
 
 ALL = WatchConfig(groups=True, activations=True)
 KINDS = ("mean_abs", "rms", "max")
+SPLIT = {"dp": 2, "tp": 2, "sequence_parallel": True}
+SLOW = pytest.mark.slow
 
 
-def trained(run, steps=3, **axes):
+def trained(run, steps=2, **axes):
     """State and metrics after each of some steps."""
     layout = tiny_layout(run, **axes)
     made = make_steps(run, layout)
@@ -26,9 +28,6 @@ def trained(run, steps=3, **axes):
         state, metrics = made.train(state, place(tiny_batch(run, k), layout))
         told.append(jax.device_get(metrics))
     return state, told
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -65,9 +64,6 @@ def test_norms_are_those_of_each_layers_weights():
                 assert name not in row["by_layer"][kind]
     squares = sum(np.square(norm) for norm in row["grad_norms"].values())
     np.testing.assert_allclose(np.sqrt(squares), metrics["grad_norm"], rtol=1e-5)
-
-
-SPLIT = {"dp": 2, "tp": 2, "sequence_parallel": True}
 
 
 @pytest.mark.parametrize("axes", [{}, pytest.param(SPLIT, marks=SLOW)], ids=str)
