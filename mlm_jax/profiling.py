@@ -101,7 +101,9 @@ def operations(trace: Any, hlo: str, span: Span) -> list[Operation]:
     module = re.match(r"HloModule ([\w.\-]+)", hlo)
     origin_of = origins(hlo)
     total, calls = defaultdict(float), defaultdict(int)
-    for plane in trace.planes:
+    # With GPUs, a thread of the host is only where a kernel was launched.
+    gpus = [plane for plane in trace.planes if plane.name.startswith("/device:GPU")]
+    for plane in gpus or trace.planes:
         for line in plane.lines:
             for name, ns in self_times(_spans(line, module[1] if module else "")):
                 total[name] += ns
@@ -117,7 +119,7 @@ def _spans(line: Any, module: str) -> Iterator[tuple[float, float, str]]:
     """(start, end, name) of the program's operations on a thread of the host or stream of a GPU."""
     for event in line.events:
         stats = dict(event.stats)
-        if "hlo_op" in stats and stats.get("hlo_module", module) == module:
+        if "hlo_op" in stats and stats.get("hlo_module") == module:
             yield event.start_ns, event.start_ns + event.duration_ns, str(stats["hlo_op"])
 
 

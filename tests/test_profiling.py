@@ -1,13 +1,23 @@
 """Profiles: ranges that make sense, self times, and a table of a real trace."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from mlm_jax.errors import ConfigError
-from mlm_jax.profiling import SHOWN, Operation, Profiler, Span, origin, self_times, table
+from mlm_jax.profiling import (
+    SHOWN,
+    Operation,
+    Profiler,
+    Span,
+    operations,
+    origin,
+    self_times,
+    table,
+)
 
 
 @pytest.mark.parametrize("text", ["10:13", "10:11", "1:2"])
@@ -83,6 +93,30 @@ def test_the_table_has_the_first_operations_and_the_sum_of_the_rest():
     assert lines[2].split() == ["2.00", "2.5%", "1", "dot.0", "mlp/dot"]
     assert lines[-1].split() == ["20.00", "25.0%", "10", "more"]
     assert len(lines) == 2 + SHOWN + 1
+
+
+def test_kernels_of_a_gpu_count_and_their_launches_do_not():
+    def event(name, ns, **stats):
+        return Named(name, start_ns=0, duration_ns=ns, stats=stats.items())
+
+    ours, theirs = ({"hlo_op": "dot.1", "hlo_module": name} for name in ("jit_step", "jit_other"))
+    stream = Named("Stream #13(Compute)", events=[
+        event("gemm", 6e6, **ours), event("gemm", 9e6, **theirs), event("MemcpyH2D", 5e6),
+    ])  # fmt: skip
+    thread = Named("python", events=[event("cuLaunchKernel", 1e6, **ours)])
+    planes = [Named("/host:CPU", lines=[thread]), Named("/device:GPU:0", lines=[stream])]
+    hlo = (
+        'HloModule jit_step, x={}\n  %dot.1 = f32[8] dot(), metadata={op_name="jit(step)/mlp/dot"}'
+    )
+    rows = operations(Named("", planes=planes), hlo, Span(10, 12))
+    assert rows == [Operation("dot.1", "mlp/dot", 2.0, 1.0, 1 / 3)]
+
+
+class Named(SimpleNamespace):
+    """What jax.profiler.ProfileData, its planes, lines and events look like."""
+
+    def __init__(self, name, **fields):
+        super().__init__(name=name, **fields)
 
 
 @pytest.mark.smoke
