@@ -1,30 +1,37 @@
-"""mlm-jax train --config llama:8b --config.layout.fsdp=8 --workdir runs/8b
+"""Llama 3 and 3.1 (Grattafiori et al. 2024, table 3), and a tiny one of the same make.
 
-The shapes of Llama 3 (Grattafiori et al. 2024, table 3); without its rope scaling.
-"""
+mlm-jax train --config llama:tiny --workdir runs/llama
+mlm-jax train --config llama:3-8b --config.layout.fsdp=8 --config.train.accumulate=64 --workdir runs/3-8b
+mlm-jax train --config llama:3-70b --config.layout.fsdp=16 --config.layout.tp=8 --workdir runs/3-70b
+mlm-jax train --config llama:3.1-405b --config.layout.fsdp=64 --config.layout.tp=8 --workdir runs/3.1-405b
+
+On one device; then on 8, 128 and 512 GPUs of 80 GB, a microbatch of 1 to 4 sequences a GPU. The
+sequence is the one of pre-training, 8192 tokens; 3.1 was then trained on up to 131,072.
+"""  # noqa: E501
 
 from mlm_jax.config import defaults
 
-SIZES = {  # layers, width, heads, key/value heads, mlp
-    "tiny": (4, 128, 4, 2, 384),
-    "8b": (32, 4096, 32, 8, 14336),
-    "70b": (80, 8192, 64, 8, 28672),
-    "405b": (126, 16384, 128, 8, 53248),
+SIZES = {  # layers, width, heads, key/value heads, mlp, peak learning rate
+    "tiny": (4, 128, 4, 2, 384, 3e-3),
+    "3-8b": (32, 4096, 32, 8, 14336, 3e-4),
+    "3-70b": (80, 8192, 64, 8, 28672, 1.5e-4),
+    "3.1-405b": (126, 16384, 128, 8, 53248, 8e-5),
 }
 
 
 def get_config(size: str = "tiny"):
     cfg = defaults()
     m = cfg.model
-    m.n_layers, m.d_model, m.n_heads, m.n_kv_heads, m.d_mlp = SIZES[size]
+    m.n_layers, m.d_model, m.n_heads, m.n_kv_heads, m.d_mlp, cfg.optimizer.lr = SIZES[size]
     m.norm, m.positions, m.activation = "rmsnorm", "rotary", "swiglu"
     m.bias, m.tied = False, False
-    cfg.optimizer.lr = 3e-3
     cfg.optimizer.warmup_steps = 50
     if size != "tiny":
-        m.vocab_size, m.seq_len, m.rotary_base = 128_256, 8192, 500_000.0
+        m.vocab_size = 128_256
+        m.seq_len = 8192
+        m.rotary_base = 500_000.0
         m.dtype = "bfloat16"
         cfg.train.steps, cfg.train.remat = 100_000, "full"
         cfg.train.global_batch_size, cfg.train.accumulate = 512, 8
-        cfg.optimizer.lr, cfg.optimizer.min_lr, cfg.optimizer.warmup_steps = 3e-4, 3e-5, 2000
+        cfg.optimizer.min_lr, cfg.optimizer.warmup_steps = cfg.optimizer.lr / 100, 2000
     return cfg

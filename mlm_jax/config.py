@@ -229,6 +229,17 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    groups: bool = setting(
+        False, "norms of gradients, updates and parameters, by weight and by layer"
+    )
+    activations: bool = setting(
+        False, "mean |x|, root mean square and max |x| of block outputs, by layer, and of logits"
+    )
+    wandb: str | None = setting(None, "project at Weights & Biases to send curves to")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
@@ -236,6 +247,7 @@ class RunConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
     name: str = setting("run", "title of reports; the spec unless set")
 
     def to_dict(self) -> dict:
@@ -593,6 +605,7 @@ def _set_values(cfg: "ConfigDict") -> dict:
 SECTIONS = {
     "model": ModelConfig, "layout": LayoutConfig, "train": TrainConfig,
     "optimizer": OptimizerConfig, "data": DataConfig, "checkpoint": CheckpointConfig,
+    "watch": WatchConfig,
 }  # fmt: skip
 KEYS: dict[str, dataclasses.Field] = {
     f"{section}.{field.name}": field

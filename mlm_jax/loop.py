@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mlm_jax.boards import check_wandb, open_wandb
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.checkpoint.workdir import check_same_run, write_run
 from mlm_jax.config import RunConfig
@@ -20,11 +21,15 @@ from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
+from mlm_jax.host import peak_resident_bytes
 from mlm_jax.inference.engine import generate
+from mlm_jax.layers.watch import as_row
 from mlm_jax.layout import Layout
-from mlm_jax.metrics import MetricsLog, Terminal, flops_per_step, peak_flops
+from mlm_jax.metrics import MetricsLog, flops_per_step, peak_flops
+from mlm_jax.profiling import Profiler, Span
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
+from mlm_jax.terminal import Terminal
 
 
 class Outcome(NamedTuple):
@@ -35,16 +40,23 @@ class Outcome(NamedTuple):
     report: Path
 
 
-def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) -> Outcome:
+def train(
+    run: RunConfig, workdir: Path | str, stop: StopSignals | None = None,
+    profile: Span | None = None,
+) -> Outcome:  # fmt: skip
     """Trains until run.train.steps, or resumes where the newest checkpoint of workdir stands.
 
     stop: signals caught since before this call; None: from here on.
+    profile: steps to trace into workdir/profile.
 
-    Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError
-    when too many steps in a row were not finite.
+    Raises ConfigError, LayoutError, DataError or CheckpointError before anything is written, and
+    MlmJaxError when too many steps in a row were not finite.
     """
     workdir, last = Path(workdir), run.train.steps
     refuse_several()
+    check_wandb(run)
+    if profile:
+        profile.check(0, last)  # before there is a folder
     with StopSignals() if stop is None else nullcontext(stop) as stop:
         layout = Layout.from_config(run)
         data = open_data(run)
@@ -55,11 +67,16 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
             start = checkpoints.latest() or 0
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
+            if profile:
+                profile.check(start, last)
             write_run(workdir, run, data.tokenizer)
-            with MetricsLog(workdir, resume_step=start, terminal=Terminal(last)) as rows:
+            boards = open_wandb(run, workdir)
+            with MetricsLog(
+                workdir, resume_step=start, terminal=Terminal(last), boards=boards
+            ) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir)
-                saved = story.tell(state, start, stop)
+                saved = story.tell(state, start, stop, profile)
         return Outcome(saved < last, saved, write_report(workdir))
 
 
@@ -76,7 +93,9 @@ class Story:
         self.bad_in_a_row = 0
         self.mark = self.data_wait = 0.0  # start of the time that the next row covers
 
-    def tell(self, state: TrainState, start: int, stop: StopSignals) -> int:
+    def tell(
+        self, state: TrainState, start: int, stop: StopSignals, profile: Span | None = None
+    ) -> int:
         """Steps start + 1 to the last, or to a signal. Returns the last step saved."""
         t, last = self.run.train, self.run.train.steps
         if start == last:
@@ -86,11 +105,18 @@ class Story:
         step_fn = None if stop else self.compiled(state, start)
         if stop or step_fn is None:  # nothing to save yet
             return start
+        profiler = Profiler(self.workdir / "profile")
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
+            if profile and step == profile.first:
+                with self.paused():
+                    profiler.start(step)
             state, metrics = step_fn(state, batch)  # returns at once; the device works on
             self.pending.append(metrics)
             ends = step == last or bool(stop)
+            if profiler.first and (ends or (profile and step == profile.last)):
+                with self.paused():
+                    profiler.stop(step, step_fn)
             if ends or step % t.log_every == 0:
                 self.write_train_row(step)
             if step == last or (step % t.eval_every == 0 and not ends):
@@ -153,6 +179,7 @@ class Story:
             tokens=step * tokens, step_time_s=seconds / n, data_wait_s=self.data_wait / n,
             tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
+            **as_row(metrics[-1].get("watched", {})),
         )  # fmt: skip
         if self.bad_in_a_row >= self.run.train.bad_steps_limit:
             raise MlmJaxError(
@@ -253,7 +280,12 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
 
 
 def peak_memory_gib() -> float | None:
-    """The most that any device of this process has held, or None where devices do not say."""
+    """The most that any device of this process has held; on a CPU, the most that it has itself.
+
+    None where neither is known.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    most = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    most: int | None = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    if jax.default_backend() == "cpu":
+        most = peak_resident_bytes()
     return most / 2**30 if most else None

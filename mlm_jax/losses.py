@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.errors import ConfigError
+from mlm_jax.layers.watch import Seen
 
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 
@@ -21,7 +22,7 @@ class Nats(NamedTuple):
 
 def next_token_nats(
     model: Any, batch: Mapping[str, jax.Array], rngs: jax.Array | None, *,
-    chunks: int | None = None, z_loss: float = 0.0,
+    chunks: int | None = None, z_loss: float = 0.0, seen: Seen | None = None,
 ) -> Nats:  # fmt: skip
     """Nats of a batch, whose logits are computed and forgotten chunk after chunk.
 
@@ -29,10 +30,11 @@ def next_token_nats(
     and positions int32 [B, T]. rngs: dropout keys [B], or None.
     chunks: parts of the sequence; None: as few as keep their logits under CHUNK_BYTES a device.
     z_loss: keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5: 1e-4).
+    seen: gets the sizes of activations.
     """
     h_BTD = model.hidden(
         batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
-        rngs=rngs,
+        rngs=rngs, seen=seen,
     )  # fmt: skip
     layout, w_VD = model.layout, model.head.matrix(model.embedding)
     n, parts = layout.ways("batch"), layout.ways("residual_seq")

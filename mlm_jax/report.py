@@ -1,23 +1,33 @@
 """A run as one page: report.html opens in any browser, without a network and without JavaScript."""
 
-import html
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from mlm_jax.charts import (
+    brief,
+    chart,
+    escaped,
+    is_number,
+    is_spiky,
+    last,
+    median,
+    read_curve,
+    sparkline,
+)
 from mlm_jax.errors import CheckpointError
-from mlm_jax.metrics import clock, read_rows, short_number
+from mlm_jax.metrics import read_rows
+from mlm_jax.terminal import clock, short_number
 
-BUCKETS = 200  # of at most 3 points each: 600 a curve are as many as there are pixels
+TRAIN_CURVES = (
+    "learning_rate", "grad_norm", "tokens_per_s", "tflops_per_device", "mfu", "memory_gib",
+)  # fmt: skip
 SAMPLES = 24  # shown, evenly spread over the run
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 600, 270, 58, 10, 228  # of a chart and its plot, in SVG units
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes workdir/report.html from config.json and metrics.jsonl, and returns its path.
+    """Writes workdir/report.html from what the workdir holds, and returns its path.
 
     A run that has logged nothing yet has a page too. CheckpointError if this is no workdir.
     """
@@ -25,176 +35,121 @@ def write_report(workdir: Path) -> Path:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{workdir} is not the workdir of a run: {error}") from error
-    page = _page(workdir.resolve().name, config, read_rows(workdir / "metrics.jsonl"))
+    rows, profile = read_rows(workdir / "metrics.jsonl"), workdir / "profile" / "operations.txt"
+    operations = profile.read_text(encoding="utf-8") if profile.exists() else ""
+    page = _page(workdir.resolve().name, config, rows, operations)
     path, fresh = workdir / "report.html", workdir / "report.html.tmp"
     fresh.write_text(page, encoding="utf-8", errors="replace")  # text may hold half a character
     return fresh.replace(path)
 
 
-def _page(name: str, config: Mapping[str, Any], rows: list[dict]) -> str:
+def _page(name: str, config: Mapping[str, Any], rows: list[dict], operations: str) -> str:
     train, evals, events = (
         [row for row in rows if row["kind"] == kind] for kind in ("train", "eval", "event")
     )
     named = {row.get("event"): row for row in events}  # the last one of each name
     baselines = named.get("baselines", {})
     baselines = baselines.get("baselines", baselines)  # one dict, or fields of the row itself
-    levels = {k: v for k, v in baselines.items() if k not in ("step", "time") and _is_number(v)}
+    levels = {k: v for k, v in baselines.items() if k not in ("step", "time") and is_number(v)}
 
-    loss = [_curve("train", train, "loss"), _curve("eval", evals, "eval_loss")]
-    bits = _curve("eval", evals, "bits_per_byte")
-    norm = _curve("last", train, "grad_norm")
-    rate = _curve("last", train, "learning_rate")
-    speed = _curve("last", train, "tokens_per_s")
-    times = [_curve("step", train, "step_time_s"), _curve("data wait", train, "data_wait_s")]
-    charts = [
-        _chart("Loss", "nats a token", loss),
-        _chart("Bits per byte", "of held-out text", [bits], levels=levels),
-        _chart("Learning rate", "", [rate], floor=0),
-        _chart("Speed", "tokens a second", [speed], floor=0),
-        _chart("Step time", "seconds", times, floor=0),
-        _chart("Gradient norm", "before clipping", [norm], floor=0, log=_is_spiky(norm)),
+    curve = {key: read_curve("last", train, key) for key in TRAIN_CURVES}
+    loss = [read_curve("train", train, "loss"), read_curve("eval", evals, "eval_loss")]
+    bits, norm = read_curve("eval", evals, "bits_per_byte"), curve["grad_norm"]
+    times = [
+        read_curve("step", train, "step_time_s"),
+        read_curve("data wait", train, "data_wait_s"),
     ]
+    charts = [
+        chart("Loss", "nats a token", loss),
+        chart("Bits per byte", "of held-out text", [bits], levels=levels),
+        chart("Learning rate", "", [curve["learning_rate"]], floor=0),
+        chart("Gradient norm", "before clipping", [norm], floor=0, log=is_spiky(norm)),
+        chart("Speed", "tokens a second", [curve["tokens_per_s"]], floor=0),
+        chart("Step time", "seconds", times, floor=0),
+    ]
+    where = named.get("compiled", {}).get("device_kind", "")
+    for title, unit, key in (
+        ("Work", "TFLOP/s a device", "tflops_per_device"),
+        ("Memory", f"GiB, the most so far{', of the process' * (where == 'cpu')}", "memory_gib"),
+    ):
+        if curve[key].values:  # not every device tells
+            charts.append(chart(title, unit, [curve[key]], floor=0))
     parameters = next((row["parameters"] for row in events if "parameters" in row), None)
     clocks = [row["time"] for row in rows if "time" in row]
+    mfu = median(curve["mfu"])
     facts = {
         "Step": _progress(config, train),
-        "Training loss": _last(loss[0]),
-        "Held-out loss": _last(loss[1]),
-        "Bits per byte": _last(bits),
+        "Training loss": last(loss[0]),
+        "Held-out loss": last(loss[1]),
+        "Bits per byte": last(bits),
         "Tokens": short_number(train[-1].get("tokens")) if train else "-",
-        "Tokens/s": short_number(_median(speed)),
+        "Tokens/s": short_number(median(curve["tokens_per_s"])),
+        "MFU": f"{mfu:.1%}" if mfu is not None else "-",
         "Parameters": short_number(parameters),
         "Wall time": clock(clocks[-1] - clocks[0]) if clocks else "-",
     }
     body = [
-        f"<h1>{_text(name)}</h1>",
+        f"<h1>{escaped(name)}</h1>",
         _tiles({label: fact for label, fact in facts.items() if fact != "-"}),
         f'<div class="charts">{"".join(charts)}</div>',
+        _groups(train[-1] if train else {}),
+        _activations(train[-1] if train else {}),
         _samples([row for row in events if row.get("event") == "sample"]),
         _completions(named.get("completions", {}).get("completions", [])),
+        _folded("Profile", f"<pre>{escaped(operations)}</pre>") if operations else "",
         _settings(config),
     ]
-    return PAGE.format(title=_text(name), style=STYLE, body="\n".join(body))
-
-
-class Curve(NamedTuple):
-    label: str
-    points: list[tuple[float, float]]  # step, value
-    lost: list[float]  # steps whose value was not finite
-
-    @property
-    def values(self) -> list[float]:
-        return [value for _, value in self.points]
-
-
-def _curve(label: str, rows: list[dict], key: str) -> Curve:
-    points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
-    lost = [row["step"] for row in rows if key in row and row[key] is None]
-    return Curve(label, points, lost)
-
-
-def _chart(
-    title: str,
-    unit: str,
-    curves: list[Curve],
-    *,
-    levels: Mapping[str, float] | None = None,
-    floor: float | None = None,
-    log: bool = False,
-) -> str:
-    """A figure of curves over steps; levels are horizontal lines, the y axis starts at floor."""
-    levels = levels or {}
-    heights = [value for curve in curves for value in curve.values] + list(levels.values())
-    key = "".join(
-        f'<span class="key c{i}">{_text(curve.label)} {_last(curve)}</span>'
-        for i, curve in enumerate(curves)
-        if curve.values
-    )
-    caption = f"<figcaption><b>{title}</b> <span>{unit}</span>{key}</figcaption>"
-    if not any(curve.values for curve in curves):
-        return f'<figure>{caption}<p class="none">nothing logged yet</p></figure>'
-
-    right = WIDTH - (120 if levels else 24)  # the names of levels stand beside the plot
-    end = max([step for c in curves for step, _ in c.points] + [s for c in curves for s in c.lost])
-    x = _axis(0, end, LEFT, right)
-    y = _axis(min(heights) if floor is None or log else floor, max(heights), BOTTOM, TOP, log=log)
-    drawn = [*_frame(x, y, right), *_levels(levels, y, right)]
-    for i, curve in enumerate(curves):
-        drawn += _drawn(curve, i, x, y)
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over steps">'
-    return f"<figure>{caption}{svg}{''.join(drawn)}</svg></figure>"
-
-
-class Axis(NamedTuple):
-    ticks: list[float]
-    at: Callable[[float], float]  # value -> SVG units
-
-
-def _axis(low: float, high: float, start: float, end: float, *, log: bool = False) -> Axis:
-    """low..high drawn from start to end; the y axis (drawn upward) is widened to whole ticks."""
-    if log:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        ticks = [10.0**decade for decade in decades[:: 1 + len(decades) // 8]]
-        low, high = 10.0 ** decades[0], 10.0 ** decades[-1]
-        span = math.log10(high / low)
-        return Axis(ticks, lambda v: start + (end - start) * math.log10(v / low) / span)
-    if math.isclose(low, high):
-        low, high = low - abs(low) / 2, high + (abs(high) or 2) / 2
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(n * power for n in (1, 2, 5, 10) if n * power >= 0.999 * rough)
-    if end < start:
-        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    ticks = [i * step for i in range(first, last + 1)]
-    return Axis(ticks, lambda v: start + (end - start) * (v - low) / (high - low))
-
-
-def _frame(x: Axis, y: Axis, right: float) -> Iterator[str]:
-    for tick in y.ticks:
-        yield f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{right}"/>'
-        yield f'<text class="y" x="{LEFT - 8}" y="{y.at(tick) + 4:.1f}">{_brief(tick)}</text>'
-    for tick in x.ticks:
-        yield f'<text class="x" x="{x.at(tick):.1f}" y="{BOTTOM + 18}">{_brief(tick)}</text>'
-    yield f'<text class="y" x="{right}" y="{HEIGHT - 5}">step</text>'
-
-
-def _drawn(curve: Curve, i: int, x: Axis, y: Axis) -> Iterator[str]:
-    """A line, with dots that tell their value when they are few; a mark on the axis where lost."""
-    places = [f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in _thin(curve.points)]
-    yield f'<polyline class="c{i}" points="{" ".join(places)}"/>'
-    for step, value in curve.points if len(curve.points) <= 50 else ():
-        place = f'cx="{x.at(step):.1f}" cy="{y.at(value):.1f}"'
-        tip = f"<title>step {step}: {value:.4g}</title>"
-        yield f'<circle class="c{i}" {place} r="3">{tip}</circle>'
-    for place in sorted({round(x.at(step)) for step in curve.lost}):
-        yield f'<path class="lost" d="M{place},{BOTTOM}v-9"><title>not finite</title></path>'
-
-
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lowest, highest and last point of each bucket: spikes and the end stay."""
-    if len(points) <= 3 * BUCKETS:
-        return points
-    kept: set[int] = set()
-    for i in range(BUCKETS):
-        bucket = range(i * len(points) // BUCKETS, (i + 1) * len(points) // BUCKETS)
-        by_value = sorted(bucket, key=lambda j: points[j][1])
-        kept |= {by_value[0], by_value[-1], bucket[-1]}
-    return [points[i] for i in sorted(kept)]
-
-
-def _levels(levels: Mapping[str, float], y: Axis, right: float) -> Iterator[str]:
-    """Dashed lines, their names beside the plot, pushed down where two would overlap."""
-    free = 0.0
-    for name, level in sorted(levels.items(), key=lambda item: -item[1]):
-        free = max(free + 15, y.at(level) + 4)
-        yield f'<path class="level" d="M{LEFT},{y.at(level):.1f}H{right}"/>'
-        yield f'<text x="{right + 8}" y="{free:.1f}" class="name">{_text(name)} {level:.3g}</text>'
+    return PAGE.format(title=escaped(name), style=STYLE, body="\n".join(body))
 
 
 def _tiles(facts: Mapping[str, str]) -> str:
-    tiles = (f"<div><dt>{label}</dt><dd>{_text(fact)}</dd></div>" for label, fact in facts.items())
+    tiles = (
+        f"<div><dt>{label}</dt><dd>{escaped(fact)}</dd></div>" for label, fact in facts.items()
+    )
     return f"<dl>{''.join(tiles)}</dl>"
+
+
+def _groups(row: Mapping[str, Any]) -> str:
+    """Norms of the weights, where watch.groups asked for them."""
+    if "param_norms" not in row:
+        return ""
+    params, grads, updates = (row[f"{name}_norms"] for name in ("param", "grad", "update"))
+    by_layer = row["by_layer"]["grad_norms"]
+    lines = [
+        [escaped(name), *(_figure(x[name]) for x in (params, grads, updates)),
+         _share(updates[name], params[name]), sparkline(by_layer.get(name, []))]
+        for name in params
+    ]  # fmt: skip
+    head = ["weight", "norm", "gradient", "update", "update / norm", "gradient by layer"]
+    return f"<h2>Weights <span>at step {row['step']:,}</span></h2>{_table(head, lines)}"
+
+
+def _activations(row: Mapping[str, Any]) -> str:
+    """Sizes of activations, where watch.activations asked for them."""
+    if "activation_rms" not in row:
+        return ""
+    kinds = [f"activation_{kind}" for kind in ("mean_abs", "rms", "max")]
+    by_layer = row["by_layer"]["activation_rms"]
+    lines = [
+        [escaped(name), *(_figure(row[k][name]) for k in kinds), sparkline(by_layer.get(name, []))]
+        for name in row["activation_rms"]
+    ]
+    head = ["output of", "mean |x|", "root mean square", "max |x|", "root mean square by layer"]
+    return f"<h2>Activations <span>at step {row['step']:,}</span></h2>{_table(head, lines)}"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    rest = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<table class="figures"><tr>{top}</tr>{rest}</table>'
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else brief(value, 3)
+
+
+def _share(a: float | None, b: float | None) -> str:
+    return brief(a / b, 3) if a is not None and b else "-"
 
 
 def _samples(samples: list[dict]) -> str:
@@ -225,13 +180,17 @@ def _badge(parses: bool | None) -> str:
 
 
 def _written(row: Mapping[str, Any]) -> str:
-    prompt, text = _text(row.get("prompt", "")), _text(row.get("text", ""))
-    return f"<pre><b>{prompt}</b>{text}</pre>"
+    prompt, new = escaped(row.get("prompt", "")), escaped(row.get("text", ""))
+    return f"<pre><b>{prompt}</b>{new}</pre>"
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    lines = (f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in _leaves(config))
-    return f"<details><summary>Settings</summary><table>{''.join(lines)}</table></details>"
+    lines = (f"<tr><td>{escaped(k)}</td><td>{escaped(v)}</td></tr>" for k, v in _leaves(config))
+    return _folded("Settings", f"<table>{''.join(lines)}</table>")
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -245,33 +204,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _progress(config: Mapping[str, Any], train: list[dict]) -> str:
     steps = config.get("train", {}).get("steps")
     done = train[-1]["step"] if train else 0
-    return f"{done:,} / {steps:,}" if _is_number(steps) else f"{done:,}"
-
-
-def _is_spiky(curve: Curve) -> bool:
-    """Whether one spike would press the rest of the curve flat on a linear axis."""
-    values = curve.values
-    return bool(values) and min(values) > 0 and max(values) > 30 * statistics.median(values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _median(curve: Curve) -> float | None:
-    return statistics.median(curve.values) if curve.values else None
-
-
-def _last(curve: Curve) -> str:
-    return _brief(curve.values[-1], 4) if curve.values else "-"
-
-
-def _brief(value: float, digits: int = 10) -> str:
-    return short_number(value) if abs(value) >= 10_000 else f"{value:.{digits}g}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return f"{done:,} / {steps:,}" if is_number(steps) else f"{done:,}"
 
 
 PAGE = """<!doctype html>
@@ -303,8 +236,8 @@ span, dt, th { color: var(--soft); font-weight: normal; } h2 span { font-size: 1
 dl { display: flex; flex-wrap: wrap; gap: 12px; } dl div { flex: 1 1 auto; white-space: nowrap; }
 dl, dd { margin: 0; } dt { font-size: 13px; }
 dd { font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
-dl div, figure, .samples, .cards div, details { background: var(--card); border-radius: 10px;
-  border: 1px solid var(--line); padding: 10px 14px; }
+dl div, figure, .samples, .figures, .cards div, details { background: var(--card);
+  border-radius: 10px; border: 1px solid var(--line); padding: 10px 14px; }
 .charts, .cards { display: grid; gap: 14px; margin-top: 14px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
 figure { margin: 0; }
@@ -326,10 +259,14 @@ table { border-collapse: collapse; width: 100%; } .samples { padding: 4px 14px; 
 td, th { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; }
 td { font-variant-numeric: tabular-nums; } tr + tr td { border-top: 1px solid var(--line); }
 .samples td:last-child { width: 100%; }
+.figures { padding: 4px 14px; border-collapse: separate; border-spacing: 0; font-size: 13px; }
+.figures td { padding: 3px 14px 3px 0; } .spark { width: 150px; height: 20px; margin: 0; }
 pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 220px; overflow-y: auto; } pre b { color: var(--c0); }
 i { float: right; font-style: normal; font-size: 13px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-details { margin-top: 34px; } summary { cursor: pointer; font-weight: 600; }
+details { margin-top: 34px; } details + details { margin-top: 14px; }
+details pre { max-height: none; white-space: pre; overflow-x: auto; margin-top: 10px; }
+summary { cursor: pointer; font-weight: 600; }
 details table { margin-top: 10px; font-size: 13px; } details td { overflow-wrap: anywhere; }
 """

@@ -12,6 +12,7 @@ from flax import nnx
 from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.dropout import sample_keys
+from mlm_jax.layers.watch import activation_sizes, both, group_norms
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
 from mlm_jax.losses import next_token_nats
@@ -75,28 +76,31 @@ def train_step(
     """One update from one global batch, whose loss is the mean over its trained tokens.
 
     Where loss or gradient is not finite, weights and optimizer stay as they were and `applied` is
-    False; the batch counts as consumed.
+    False; the batch counts as consumed. With run.watch the metrics have `watched` (layers.watch).
     """
     total = jnp.maximum(batch["weights"].sum(), 1)
     rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
 
-    def loss_of(params: nnx.State, micro: Batch) -> tuple[jax.Array, jax.Array]:
+    def loss_of(params: nnx.State, micro: Batch) -> Any:
+        seen = {} if run.watch.activations else None
         model = nnx.merge(graphdef, params)
         keys = sample_keys(run.train.seed, state.step, micro["row"]) if run.model.dropout else None
         nats = next_token_nats(
-            model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss
+            model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
         )
-        return nats.objective / total, nats.nats / total
+        return nats.objective / total, (nats.nats / total, seen or {})
 
     def loss_and_grads(micro: Batch) -> Any:
-        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
+        (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
         split = layout.shardings(state.params, of_optimizer=True)
-        return loss, jax.lax.with_sharding_constraint(grads, split)
+        return (loss, jax.lax.with_sharding_constraint(grads, split)), seen
 
-    loss, grads = over_microbatches(
-        loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout
-    )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    (loss, grads), seen = over_microbatches(
+        loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout,
+        add=lambda a, b: (added(a[0], b[0]), both(a[1], b[1])),
+    )  # fmt: skip
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
     applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = optax.apply_updates(state.params, updates), opt_state
@@ -105,6 +109,11 @@ def train_step(
         "loss": loss, "grad_norm": grad_norm, "applied": applied, "weight": batch["weights"].sum(),
         "learning_rate": make_schedule(run)(updates_done(state.opt_state)),
     }  # fmt: skip
+    if run.watch.groups:
+        metrics["watched"] = group_norms(grads, updates, params)
+    if run.watch.activations:
+        sizes = activation_sizes(seen, run.train.accumulate)
+        metrics["watched"] = metrics.get("watched", {}) | sizes
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
@@ -121,8 +130,15 @@ def eval_step(
     return total, batch["weights"].sum()
 
 
-def over_microbatches(f: Callable[[Batch], Any], batch: Batch, n: int, layout: Layout) -> Any:
-    """Sum of f(microbatch) over n microbatches, one after the other.
+def added(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def over_microbatches(
+    f: Callable[[Batch], Any], batch: Batch, n: int, layout: Layout,
+    add: Callable[[Any, Any], Any] = added,
+) -> Any:  # fmt: skip
+    """Sum of f(microbatch) over n microbatches, one after the other, beginning with zeros.
 
     Microbatch i holds rows i, i + n, i + 2n, ...: each device keeps its own rows, nothing is sent.
     """
@@ -136,5 +152,4 @@ def over_microbatches(f: Callable[[Batch], Any], batch: Batch, n: int, layout: L
     micros = jax.tree.map(split, dict(batch))
     like = jax.eval_shape(f, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    add = lambda sums, micro: (jax.tree.map(jnp.add, sums, f(micro)), None)  # noqa: E731
-    return jax.lax.scan(add, zeros, micros)[0]
+    return jax.lax.scan(lambda sums, micro: (add(sums, f(micro)), None), zeros, micros)[0]

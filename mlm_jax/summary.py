@@ -16,11 +16,13 @@ def summary(workdir: Path) -> str:
     if "completions" in events:
         parts.append(completions(events["completions"]["completions"]))
     parts.append(f"Report: {workdir / 'report.html'}")
+    if (profile := workdir / "profile" / "operations.txt").exists():
+        parts.append(f"Profile: {profile}")
     talks = (workdir / "tokenizer").exists()
     parts.append(
         "Try next:\n"
         + f'  mlm-jax generate --workdir {workdir} --prompt "def main(" --temperature 0.5\n' * talks
-        + "  mlm-jax explain --config llama:8b --config.layout.fsdp=8 --config.layout.tp=2\n"
+        + "  mlm-jax explain --config llama:3-8b --config.layout.fsdp=8 --config.layout.tp=2\n"
         "  JAX_NUM_CPU_DEVICES=8 mlm-jax train --config quickstart --config.layout.preset=fsdp_tp"
         " --config.train.steps=20 --workdir runs/eight"
     )

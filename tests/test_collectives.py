@@ -70,7 +70,9 @@ def test_a_layer_under_sp_gathers_and_scatters_instead(style, remat):
     # Each device has seen a part of the sequence, so the gradients of norms are added up.
     vectors = 4 if style == "gpt2" else 2  # a scale and a bias for each of two norms, or a scale
     assert [c.shapes for c in norm_gradients] == [((D,),) * vectors]
-    assert all(c.backward and c.op_name.endswith("reduce_sum") for c in norm_gradients)
+    assert all(c.backward for c in norm_gradients)
+    names = norm_gradients[0].op_name.rstrip(")").split(":")  # of both norms, made one by XLA
+    assert all(name.endswith("reduce_sum") for name in names)
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["tp", "tp_sp"])

@@ -17,14 +17,17 @@ import mlm_jax
 
 ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
-    {"errors", "config", "layout", "distributed", "metrics", "host"},
+    {
+        "errors", "config", "layout", "distributed", "host",
+        "metrics", "terminal", "boards", "profiling",
+    },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},
     {"step", "checkpoint/", "inference/"},
-    {"evaluate/", "report", "summary"},
+    {"evaluate/", "report", "charts", "summary"},
     {"loop"},
     {"__main__", "commands/"},
-)
+)  # fmt: skip
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -252,7 +252,7 @@ def test_zero_puts_dp_on_the_first_dim_that_divides_and_never_on_layers():
 
 def test_a_layout_for_512_devices_is_explained_without_them():
     start = time.perf_counter()
-    run = load_config("llama:8b", {"layout.fsdp": 64, "layout.tp": 8})
+    run = load_config("llama:3-8b", {"layout.fsdp": 64, "layout.tp": 8})
     rows = explained(Layout.from_config(run, 512), run.model)
     assert time.perf_counter() - start < 2
     assert sum(math.prod(row["shape"]) for row in rows.values()) == 8_030_261_248

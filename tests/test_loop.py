@@ -70,6 +70,7 @@ def test_a_run_learns_and_writes_what_it_promises(calm):
     promised |= {"tokens_per_s", "tflops_per_device", "mfu", "memory_gib"}
     assert promised <= rows[-1].keys()
     assert rows[-1]["tokens"] == 20 * 8 * 64
+    assert 0.1 < rows[-1]["memory_gib"] < 64  # on a CPU, of the process
     evals = rows_of(calm, "eval")
     assert [row["step"] for row in evals] == [10, 20]
     assert evals[1]["eval_loss"] < evals[0]["eval_loss"]

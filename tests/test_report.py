@@ -170,6 +170,58 @@ def test_a_spiky_gradient_norm_has_an_axis_of_decades(workdir):
     assert {"0.1", "1", "10", "100", "1000"} <= set(ticks)
 
 
+def test_work_and_memory_have_charts_where_devices_tell(workdir):
+    write_run(workdir, 20)
+    assert len(report(workdir).all("svg")) == 6
+    with MetricsLog(workdir, resume_step=20) as log:
+        log.write("event", 20, event="compiled", device_kind="cpu")
+        log.write("train", 30, tflops_per_device=412.5, memory_gib=61.25, mfu=0.417)
+    page = report(workdir)
+    assert [svg["aria-label"] for svg in page.all("svg")][6:] == [
+        "Work over steps",
+        "Memory over steps",
+    ]
+    assert {"last 412.5", "last 61.25", "41.7%", "GiB, the most so far, of the process"} <= {
+        *page.texts
+    }
+
+
+WATCHED = {
+    "param_norms": {"blocks.mlp.up": 15.5, "norm.scale": 0.0, EVIL: 1.0},
+    "grad_norms": {"blocks.mlp.up": 0.25, "norm.scale": None, EVIL: 1.0},
+    "update_norms": {"blocks.mlp.up": 0.155, "norm.scale": 0.1, EVIL: 1.0},
+    "activation_mean_abs": {"blocks": 1.25, "logits": 1.0},
+    "activation_rms": {"blocks": 1.75, "logits": 2.0},
+    "activation_max": {"blocks": 9.5, "logits": 7.0},
+}
+BY_LAYER = {"grad_norms": {"blocks.mlp.up": [2.0, None, 1.0]}, "activation_rms": {"blocks": [0, 0]}}
+
+
+def test_what_was_watched_is_in_tables_with_a_curve_over_layers(workdir):
+    with MetricsLog(workdir) as log:
+        log.write("train", 5, loss=2.5, **WATCHED, by_layer=BY_LAYER)
+    page = report(workdir)
+    mine = [text for text in page.texts if text.strip()]
+    at = mine.index("blocks.mlp.up")
+    assert mine[at : at + 5] == ["blocks.mlp.up", "15.5", "0.25", "0.155", "0.01"]
+    at = mine.index("norm.scale")
+    assert mine[at : at + 5] == ["norm.scale", "0", "not finite", "0.1", "-"]
+    at = mine.index("logits")
+    assert mine[at : at + 4] == ["logits", "1", "2", "7"]
+    assert page.all("script") == []
+    sparks = [line["points"] for line in page.all("polyline")][-2:]
+    assert sparks == ["1.0,1.0 149.0,10.0", "1.0,19.0 149.0,19.0"]
+
+
+def test_a_profile_is_folded_in(workdir):
+    assert "Profile" not in report(workdir).text()
+    (workdir / "profile").mkdir()
+    (workdir / "profile" / "operations.txt").write_text(f"Operations of step 3\n{EVIL}\n")
+    page = report(workdir)
+    assert f"Operations of step 3\n{EVIL}" in page.text()
+    assert page.all("script") == []
+
+
 def test_a_folder_that_is_no_workdir(tmp_path):
     with pytest.raises(CheckpointError, match="not the workdir of a run"):
         write_report(tmp_path)

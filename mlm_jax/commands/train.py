@@ -4,12 +4,13 @@ from mlm_jax.commands import add_config, command_parser, parse, path
 from mlm_jax.config import load_config
 from mlm_jax.distributed import StopSignals
 from mlm_jax.host import keep_freed_memory
+from mlm_jax.profiling import Span
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def main(argv: list[str]) -> int:
-    """mlm-jax train --config SPEC --workdir DIR [--config.KEY=VALUE ...]
+    """mlm-jax train --config SPEC --workdir DIR [--profile A:B] [--config.KEY=VALUE ...]
 
     Trains, and writes metrics, checkpoints and a report into DIR. Run again with the same DIR it
     resumes. SIGTERM or Ctrl-C: saves, and exits with 75; a second one leaves at once.
@@ -17,6 +18,10 @@ def main(argv: list[str]) -> int:
     parser = command_parser("train", main.__doc__)
     add_config(parser)
     parser.add_argument("--workdir", type=path, required=True, help="where the run lives")
+    parser.add_argument(
+        "--profile", metavar="A:B", type=Span.parse,
+        help="trace the steps A to B-1 into DIR/profile, with a table of their operations",
+    )  # fmt: skip
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
     keep_freed_memory()
@@ -24,7 +29,7 @@ def main(argv: list[str]) -> int:
         from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
         from mlm_jax.summary import summary
 
-        outcome = train(run, args.workdir, stop)
+        outcome = train(run, args.workdir, stop, args.profile)
     if outcome.stopped:
         where = f"saved at step {outcome.saved}" if outcome.saved else "nothing was saved yet"
         print(f"stopped on request; {where}. The same command goes on from there.")

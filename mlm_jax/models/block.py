@@ -13,6 +13,7 @@ from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.mlp import Mlp
 from mlm_jax.layers.norm import NORMS
+from mlm_jax.layers.watch import Seen, see
 from mlm_jax.layers.weight import gathered
 from mlm_jax.layout import Layout
 
@@ -36,36 +37,47 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
-        layer: jax.Array,
+        layer: jax.Array, seen: Seen | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str) -> jax.Array:
+            see(seen, f"blocks.{site}", y_BTD)
             y_BTD = dropout(y_BTD, self.dropout, keys_B, layer, site)
             return x_BTD + (y_BTD if self.scale == 1 else self.scale * y_BTD)
 
-        h_BTD = gathered(self.attention_norm(x_BTD), self.layout)
-        y_BTD, cache = self.attention(h_BTD, view, cache, layer)
-        x_BTD = add(x_BTD, y_BTD, "attention")
-        if self.mlp_norm is not None:
-            h_BTD = gathered(self.mlp_norm(x_BTD), self.layout)
-        return add(x_BTD, self.mlp(h_BTD), "mlp"), cache
+        with jax.named_scope("attention"):  # scopes are what a profile calls an operation
+            h_BTD = gathered(self.attention_norm(x_BTD), self.layout)
+            y_BTD, cache = self.attention(h_BTD, view, cache, layer)
+            x_BTD = add(x_BTD, y_BTD, "attention")
+        with jax.named_scope("mlp"):
+            if self.mlp_norm is not None:
+                h_BTD = gathered(self.mlp_norm(x_BTD), self.layout)
+            x_BTD = add(x_BTD, self.mlp(h_BTD), "mlp")
+        see(seen, "blocks", x_BTD)
+        return x_BTD, cache
 
 
 def run_blocks(
     blocks: Block, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
-    remat: str,
+    remat: str, seen: Seen | None = None,
 ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
     """x through a stack of blocks (layers.weight.stacked): one compiled body for all of them.
 
     remat: what backward computes again. none: nothing. selective: norms, softmax and activations,
     not the matrix products of weights. full: the whole block from its input.
+    seen: gets the sizes of what each block puts out, [L].
     """
     n_layers = blocks.mlp.down.shape[0]
 
-    def body(carry: Any, block_and_layer: Any) -> tuple[Any, None]:
+    def body(carry: Any, block_and_layer: Any) -> tuple[Any, Seen | None]:
         block, layer = block_and_layer
-        return block(carry[0], view, keys_B, carry[1], layer), None
+        here: Seen | None = None if seen is None else {}
+        return block(carry[0], view, keys_B, carry[1], layer, here), here
 
-    carry, _ = jax.lax.scan(REMAT[remat](body), (x_BTD, cache), (blocks, jnp.arange(n_layers)))
+    carry, by_layer = jax.lax.scan(
+        REMAT[remat](body), (x_BTD, cache), (blocks, jnp.arange(n_layers))
+    )
+    if seen is not None:
+        seen.update(by_layer)
     return carry
 
 

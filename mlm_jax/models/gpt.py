@@ -10,6 +10,7 @@ from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.embedding import Embedding, Head
 from mlm_jax.layers.norm import NORMS
+from mlm_jax.layers.watch import Seen, see
 from mlm_jax.layers.weight import gathered, stacked
 from mlm_jax.layout import Layout
 from mlm_jax.models.block import Block, run_blocks
@@ -43,16 +44,21 @@ class Gpt(nnx.Module):
     def hidden(
         self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
         positions_BT: jax.Array | None = None, rngs: jax.Array | None = None,
+        seen: Seen | None = None,
     ) -> jax.Array:  # fmt: skip
-        """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes."""
+        """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes.
+
+        seen: gets the sizes of activations (layers.watch).
+        """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         view = View.of(self.cfg, positions_BT, segments_BT, slots=0)
-        return self._hidden(tokens_BT, view, rngs, None)[0]
+        return self._hidden(tokens_BT, view, rngs, None, seen)[0]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, padded vocab]; columns beyond vocab_size have probability 0."""
-        return self.head(gathered(h_BTD, self.layout), self.head.matrix(self.embedding))
+        with jax.named_scope("head"):
+            return self.head(gathered(h_BTD, self.layout), self.head.matrix(self.embedding))
 
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -64,10 +70,14 @@ class Gpt(nnx.Module):
         return h_BTD, extended
 
     def _hidden(
-        self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
-        x_BTD = self.embedding(tokens_BT, view.positions_BT)
-        x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
-        x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
-        x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat)
-        return self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None), cache
+        self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None,
+        seen: Seen | None = None,
+    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        with jax.named_scope("embedding"):
+            x_BTD = self.embedding(tokens_BT, view.positions_BT)
+            x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
+            x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+        x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat, seen)
+        h_BTD = self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None)
+        see(seen, "hidden", h_BTD)
+        return h_BTD, cache

@@ -1,5 +1,6 @@
 """The door as a person meets it: words in; a status, and one message or a result, out."""
 
+import importlib.util
 import itertools
 import json
 import logging
@@ -519,6 +520,53 @@ def test_a_damaged_config_json_is_refused_by_name(refused, here, words, text):
     assert DAMAGED[text] in message
 
 
+# Profiles
+
+
+def test_a_profile_of_two_steps_is_beside_the_report_and_rows_have_what_is_watched(here, capsys):
+    watch = ["--config.watch.groups=true", "--config.watch.activations=true"]
+    assert done(*TINY, *watch, "--workdir", "run", "--profile", "2:4") == 0
+    assert f"Profile: {Path('run/profile/operations.txt')}" in capsys.readouterr().out
+    content = json.loads((here / "run" / "profile" / "operations.json").read_text())
+    assert content["steps"] == [2, 3]
+    origins = {row["origin"] for row in content["operations"]}
+    for scope in ("forward mlp", "backward attention", "backward head", "optimizer"):
+        assert any(origin.startswith(scope) for origin in origins), origins
+    row = next(row for row in read_rows(Path("run/metrics.jsonl")) if row["kind"] == "train")
+    assert row["grad_norms"]["blocks.mlp.up"] > 0
+    assert len(row["by_layer"]["activation_rms"]["blocks"]) == 2
+    assert "blocks.mlp.up" in Path("run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--profile", "expected one argument"),
+        ("--profile ''", "'' is no range of steps; 10:13 are the steps 10, 11 and 12"),
+        ("--profile 3", "'3' is no range of steps"),
+        ("--profile 0:2", "'0:2' is no range of steps"),
+        ("--profile 3:3", "'3:3' is no range of steps"),
+        ("--profile 4:6", "--profile 4:6: this run takes the steps 1 to 4; try --profile 1:4"),
+    ],
+)
+def test_steps_that_cannot_be_profiled_are_refused(refused, words, said):
+    assert said in refused(*TINY, "--workdir", "run", *shlex.split(words))
+
+
+def test_a_board_that_is_not_installed_is_refused_before_there_is_a_folder(refused, monkeypatch):
+    find_spec = importlib.util.find_spec
+    hide = lambda name, *rest: None if name == "wandb" else find_spec(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    message = refused(*TINY, "--config.watch.wandb=mine", "--workdir", "run")
+    assert message.startswith("watch.wandb='mine' needs a package that is not installed")
+
+
+def test_a_finished_run_has_no_steps_to_profile(refused, here, trained):
+    shutil.copytree(trained, here / "run")
+    message = refused(*TINY, "--workdir", "run", "--profile", "2:4")
+    assert "--profile 2:4: no step is left of train.steps=4; raise it" in message
+
+
 # Generating
 
 
@@ -647,7 +695,9 @@ def test_the_module_is_the_command(here):
     command = [sys.executable, "-m", "mlm_jax", "explain", "--config", "gpt22"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    message = "mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: gpt2, llama, quickstart\n"
+    message = (
+        "mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: gpt2, gpt3, llama, quickstart\n"
+    )
     assert ended.stderr == message
     version = [sys.executable, "-m", "mlm_jax", "--version"]
     assert subprocess.run(version, capture_output=True, check=True).stdout == b"mlm-jax 0.1.0\n"

@@ -1,0 +1,157 @@
+"""The shipped configs: sizes as published, and commands that are as written."""
+
+import math
+import re
+import shlex
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from mlm_jax.__main__ import main
+from mlm_jax.commands import add_config, command_parser, parse, path
+from mlm_jax.config import ModelConfig, load_config, shipped_configs
+from mlm_jax.layers.weight import is_weight
+from mlm_jax.layout import Layout
+from mlm_jax.models import declare
+
+CONFIGS = sorted(shipped_configs().glob("*.py"))
+# Narayanan et al. 2021, table 1: billions as printed; layers, width, heads, tensor parallel, GPUs.
+TABLE_1 = {
+    "1.7": (24, 2304, 24, 1, 32),
+    "3.6": (30, 3072, 32, 2, 64),
+    "7.5": (36, 4096, 32, 4, 128),
+    "18.4": (40, 6144, 48, 8, 256),
+    "39.1": (48, 8192, 64, 8, 512),
+    "76.1": (60, 10240, 80, 8, 1024),
+    "145.6": (80, 12288, 96, 8, 1536),
+    "310.1": (96, 16384, 128, 8, 1920),
+    "529.6": (105, 20480, 128, 8, 2520),
+    "1008": (128, 25600, 160, 8, 3072),
+}
+LAYOUTS = {  # sizes of the axes, and how many devices there are
+    "gpt2:124m": ({"dp": 8}, 8),
+    "gpt2:355m": ({"dp": 64}, 64),
+    "gpt2:774m": ({"fsdp": 8}, 8),
+    "gpt2:1.5b": ({"fsdp": 8}, 8),
+    "gpt2:1.2b": ({"fsdp": 8}, 8),
+    "gpt2:2.5b": ({"tp": 2}, 128),
+    "gpt2:4.2b": ({"tp": 4}, 256),
+    "gpt2:8.3b": ({"tp": 8, "sequence_parallel": True}, 512),
+    "gpt3:1.7b": ({"fsdp": 32}, 32),
+    "gpt3:3.6b": ({"fsdp": 32, "tp": 2}, 64),
+    "gpt3:7.5b": ({"fsdp": 32, "tp": 4}, 128),
+    "gpt3:18.4b": ({"fsdp": 32, "tp": 8}, 256),
+    "gpt3:39.1b": ({"fsdp": 64, "tp": 8}, 512),
+    "gpt3:76.1b": ({"fsdp": 128, "tp": 8}, 1024),
+    "gpt3:145.6b": ({"fsdp": 192, "tp": 8}, 1536),
+    "gpt3:310.1b": ({"fsdp": 16, "tp": 8}, 1920),
+    "gpt3:529.6b": ({"fsdp": 40, "tp": 8}, 2240),
+    "gpt3:1008b": ({"preset": "fsdp_tp"}, 512),
+    "llama:tiny": ({"preset": "fsdp_tp"}, 8),
+    "llama:3-8b": ({"fsdp": 64}, 64),
+    "llama:3-70b": ({"fsdp": 16, "tp": 8}, 128),
+    "llama:3.1-405b": ({"fsdp": 64, "tp": 8, "sequence_parallel": True}, 512),
+    "quickstart": ({"preset": "fsdp_tp"}, 8),
+}
+
+
+def commands() -> list[str]:
+    """Every command that a shipped config's docstring gives."""
+    texts = [file.read_text(encoding="utf-8") for file in CONFIGS]
+    return [line for text in texts for line in re.findall(r"^mlm-jax .*$", text, re.MULTILINE)]
+
+
+def in_float32(row: dict) -> int:
+    return 4 * math.prod(row["shape"])
+
+
+def parameters(cfg: ModelConfig) -> int:
+    """Without the rows that pad the vocabulary, once more where the head has a table of its own."""
+    params = nnx.state(declare(cfg, Layout.create(1)), nnx.Param)
+    count = sum(math.prod(w.shape) for w in jax.tree.leaves(params, is_leaf=is_weight))
+    return count - (cfg.padded_vocab - cfg.vocab_size) * cfg.d_model * (1 if cfg.tied else 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "published"),
+    [
+        ("gpt2:124m", 124_439_808),  # the checkpoints of Radford et al. 2019
+        ("gpt2:355m", 354_823_168),
+        ("gpt2:774m", 774_030_080),
+        ("gpt2:1.5b", 1_557_611_200),
+        ("llama:3-8b", 8_030_261_248),  # the model cards of Llama 3 and 3.1
+        ("llama:3-70b", 70_553_706_496),
+        ("llama:3.1-405b", 405_853_388_800),
+    ],
+)
+def test_parameters_are_as_many_as_published(spec, published):
+    assert parameters(load_config(spec).model) == published
+
+
+@pytest.mark.parametrize("printed", ["1.2", "2.5", "4.2", "8.3"])
+def test_megatrons_first_sizes_round_to_what_was_printed(printed):
+    cfg = load_config(f"gpt2:{printed}b").model
+    assert cfg.seq_len == 1024
+    assert f"{parameters(cfg) / 1e9:.1f}" == printed
+
+
+@pytest.mark.parametrize("printed", TABLE_1)
+def test_the_table_of_2021_follows_from_its_own_formula(printed):
+    layers, width, heads, *_ = TABLE_1[printed]
+    cfg = load_config(f"gpt3:{printed}b").model
+    assert (cfg.n_layers, cfg.d_model, cfg.n_heads) == (layers, width, heads)
+    P = 12 * layers * width**2  # equation 2, times 1 + 13 / 12h + (V + s) / 12lh
+    P += 13 * layers * width + (51200 + 2048) * width
+    last_norm = 2 * width  # not in the formula
+    assert parameters(cfg) == P + last_norm
+    assert f"{P / 1e9:.1f}".removesuffix(".0") == printed
+
+
+def test_every_size_has_a_layout_here():
+    sizes = {f.stem: re.findall(r'^    "(.*?)": \(', f.read_text(), re.MULTILINE) for f in CONFIGS}
+    specs = {f"{name}:{size}" for name, found in sizes.items() for size in found}
+    assert specs | {"quickstart"} == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("spec", LAYOUTS)
+def test_every_preset_fits_a_sensible_layout(spec):
+    axes, devices = LAYOUTS[spec]
+    run = load_config(spec, {f"layout.{axis}": size for axis, size in axes.items()})
+    begun = time.perf_counter()
+    layout = Layout.from_config(run, devices)
+    rows = layout.explain(nnx.state(declare(run.model, layout), nnx.Param))
+    assert time.perf_counter() - begun < 1  # shapes only: 0.05 s
+    tables = [row for row in rows if "position" not in row["dims"]]  # may be whole everywhere
+    held, all_of_it = (sum(row["bytes"] for row in tables), sum(map(in_float32, tables)))
+    assert 1 <= held / all_of_it * layout.mesh.size / layout.mesh.shape["dp"] < 1.1
+
+
+def test_every_family_says_how_to_start():
+    shown = {re.findall(r"--config (\S+)", line)[0] for line in commands()}
+    wanted = {spec for spec in LAYOUTS if not spec.startswith("gpt2:")}
+    assert shown >= wanted | {"gpt2:124m", "gpt2:1.2b"}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_docstrings_command_parses_and_its_layout_fits(line, capsys):
+    name, *words = shlex.split(line)[1:]
+    parser = command_parser(name, "")
+    add_config(parser)
+    parser.add_argument("--workdir", type=path, required=True)
+    args, overrides = parse(parser, words)
+    assert args.workdir == Path("runs") / args.workdir.name
+    settings = [f"--config.{key}={value}" for key, value in overrides.items()]
+    assert main(["explain", "--config", args.config, *settings]) == 0
+    assert "GiB of weights on a device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("printed", TABLE_1)
+def test_a_command_of_the_2021_table_takes_the_papers_gpus(printed):
+    *_, tp, gpus = TABLE_1[printed]
+    line = next(line for line in commands() if f" gpt3:{printed}b " in line)
+    sizes = {axis: int(n) for axis, n in re.findall(r"--config\.layout\.(\w+)=(\d+)", line)}
+    assert sizes.get("tp", 1) == tp
+    assert math.prod(sizes.values()) == {"529.6": 2240}.get(printed, gpus)
