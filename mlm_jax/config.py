@@ -119,7 +119,9 @@ class TrainConfig:
         "none",
         "recompute in backward: selective keeps a block's matrix products, full only its input",
     )
-    bad_steps_limit: int = setting(10, "stop after so many non-finite steps in a row", low=1)
+    bad_steps_limit: int = setting(
+        1, "non-finite steps in a row that end the run; fewer are left out", low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The story of a run: settings, data, state; then step after step, until done or asked to stop."""
 
 import functools
+import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,22 +15,27 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.checkpoint.workdir import check_same_run, write_run
+from mlm_jax.checkpoint.manager import Checkpoints, require_room
+from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
-from mlm_jax.layout import Layout
+from mlm_jax.layers.weight import is_weight
+from mlm_jax.layout import Layout, path_name
 from mlm_jax.metrics import MetricsLog, Terminal, flops_per_step, peak_flops
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
 
+log = logging.getLogger(__name__)
+
+Metrics = Mapping[str, Any]  # of one step, see step.train_step
+
 
 class Outcome(NamedTuple):
-    """stopped: by a signal before the last step. saved: the step of the newest checkpoint, or 0."""
+    """stopped: by a signal before all was done. saved: the step of the newest checkpoint, or 0."""
 
     stopped: bool
     saved: int
@@ -40,27 +47,41 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
 
     stop: signals caught since before this call; None: from here on.
 
-    Raises LayoutError, DataError or CheckpointError before anything is written, and MlmJaxError
-    when too many steps in a row were not finite.
+    Raises LayoutError, DataError or CheckpointError before anything is compiled, and MlmJaxError
+    where the run fails: steps that are not finite, or files that cannot be written.
     """
     workdir, last = Path(workdir), run.train.steps
     refuse_several()
-    with StopSignals() if stop is None else nullcontext(stop) as stop:
+    with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
         layout = Layout.from_config(run)
         data = open_data(run)
         check_same_run(workdir, run, data.tokenizer)
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
-        with Checkpoints(workdir, run.checkpoint) as checkpoints:
+        require_room(workdir, steps.abstract, run.checkpoint.keep)
+        with locked(workdir), Checkpoints(workdir, run.checkpoint) as checkpoints:
             start = checkpoints.latest() or 0
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
             write_run(workdir, run, data.tokenizer)
             with MetricsLog(workdir, resume_step=start, terminal=Terminal(last)) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
-                story = Story(run, layout, data, steps, rows, checkpoints, workdir)
-                saved = story.tell(state, start, stop)
-        return Outcome(saved < last, saved, write_report(workdir))
+                story = Story(run, layout, data, steps, rows, checkpoints, workdir, stop)
+                story.tell(state, start)
+        return Outcome(not story.finished, story.saved, write_report(workdir))
+
+
+@contextmanager
+def told_of_files(workdir: Path) -> Iterator[None]:
+    """A file of the run that cannot be read or written is a failure with one message."""
+    try:
+        yield
+    except OSError as why:
+        free = shutil.disk_usage(workdir).free / 2**30 if workdir.exists() else 0
+        raise MlmJaxError(
+            f"{why.filename or workdir}: {why.strerror or why}; {free:.3g} GiB are free there."
+            " Checkpoints are as they were: the same command goes on from the newest"
+        ) from why
 
 
 class Story:
@@ -68,42 +89,58 @@ class Story:
 
     def __init__(
         self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
-        checkpoints: Checkpoints, workdir: Path,
+        checkpoints: Checkpoints, workdir: Path, stop: StopSignals,
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
         self.rows, self.checkpoints, self.workdir = rows, checkpoints, workdir
-        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row
-        self.bad_in_a_row = 0
+        self.stop = stop
+        self.pending: list[tuple[int, Metrics]] = []  # of steps that nobody has waited for
+        self.settled: list[Metrics] = []  # of the other steps since the last row
+        self.bad_in_a_row, self.gave_up = 0, ""
+        self.saved, self.finished = 0, False  # newest checkpoint; whether nothing is left to do
         self.mark = self.data_wait = 0.0  # start of the time that the next row covers
 
-    def tell(self, state: TrainState, start: int, stop: StopSignals) -> int:
-        """Steps start + 1 to the last, or to a signal. Returns the last step saved."""
+    def tell(self, state: TrainState, start: int) -> None:
+        """Steps start + 1 to the last, or to a signal."""
         t, last = self.run.train, self.run.train.steps
-        if start == last:
-            if not self.rows.has("completions"):  # killed after its last checkpoint
-                self.finish(state.params, last)
-            return last
-        step_fn = None if stop else self.compiled(state, start)
-        if stop or step_fn is None:  # nothing to save yet
-            return start
+        self.saved = start
+        self.tell_damage(start)
+        if start and self.is_due(start, t.eval_every):
+            self.examine(state.params, start)  # what a kill or a signal left undone
+        step_fn = None if self.stop or start == last else self.compiled(state, start)
+        if self.stop or step_fn is None:  # nothing new to save
+            return
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
             state, metrics = step_fn(state, batch)  # returns at once; the device works on
-            self.pending.append(metrics)
-            ends = step == last or bool(stop)
-            if ends or step % t.log_every == 0:
+            self.pending.append((step, metrics))
+            if self.is_due(step, t.log_every):
                 self.write_train_row(step)
-            if step == last or (step % t.eval_every == 0 and not ends):
-                with self.paused():
-                    self.evaluate(state.params, step)
-            if ends or step % self.run.checkpoint.every == 0:
-                with self.paused():
-                    self.checkpoints.save(step, state)
-            if step == last:
-                self.finish(state.params, step)
-            if ends:
-                return step
-        raise AssertionError("unreachable: the last step ends the loop")
+            if self.is_due(step, self.run.checkpoint.every):
+                self.save(step, state)
+            if self.is_due(step, t.eval_every):
+                self.examine(state.params, step)
+            if self.stop:
+                if self.pending or self.settled:
+                    self.write_train_row(step)
+                return self.save(step, state)
+
+    def is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.run.train.steps
+
+    def tell_damage(self, start: int) -> None:
+        for problem in self.checkpoints.damaged:
+            self.rows.write("event", start, event="damaged checkpoint", problem=problem)
+            log.warning("%s; set aside as *.damaged, going on from step %d", problem, start)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins a checkpoint of good steps only; it is written while the run goes on."""
+        if step > self.saved:
+            with self.paused():
+                self.settle()
+                self.give_up()
+                self.checkpoints.save(step, state)
+            self.saved = step
 
     def compiled(self, state: TrainState, start: int) -> Any:
         """The train step compiled for this run's shapes; what it takes is written down."""
@@ -133,14 +170,8 @@ class Story:
 
     def write_train_row(self, step: int) -> None:
         """One row for the steps since the last; waits for them."""
-        metrics = jax.device_get(self.pending)
-        n, seconds = len(self.pending), time.perf_counter() - self.mark
-        for before, m in enumerate(metrics, step - n + 1):
-            self.bad_in_a_row = 0 if m["applied"] else self.bad_in_a_row + 1
-            if not m["applied"]:
-                self.rows.write(
-                    "event", before, event="bad step", loss=m["loss"], grad_norm=m["grad_norm"]
-                )
+        self.settle()
+        metrics, n, seconds = self.settled, len(self.settled), time.perf_counter() - self.mark
         good = [m for m in metrics if m["applied"]] or metrics
         weight = sum(m["weight"] for m in good)
         flops, tokens = self.flops_per_step(), self.tokens_per_step()
@@ -154,13 +185,48 @@ class Story:
             tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
         )  # fmt: skip
-        if self.bad_in_a_row >= self.run.train.bad_steps_limit:
-            raise MlmJaxError(
-                f"{self.bad_in_a_row} steps in a row, to step {step}, had a loss or gradient that"
-                " is not finite; none was applied. Lower optimizer.lr, look at the data of these"
-                f" steps, or raise train.bad_steps_limit={self.run.train.bad_steps_limit}"
-            )
-        self.pending, self.data_wait, self.mark = [], 0.0, time.perf_counter()
+        self.give_up()
+        self.checkpoints.check()
+        self.settled, self.data_wait, self.mark = [], 0.0, time.perf_counter()
+
+    def settle(self) -> None:
+        """Waits for the pending steps. Those that were not applied get a row each."""
+        for step, m in jax.device_get(self.pending):
+            self.settled.append(m)
+            self.bad_in_a_row = 0 if m["applied"] else self.bad_in_a_row + 1
+            if not m["applied"]:
+                bad = {"loss": m["loss"], "grad_norm": m["grad_norm"]}
+                weights = self.weights_of_bad(m)
+                self.rows.write("event", step, event="bad step", **bad, weights=weights)
+                if self.bad_in_a_row == self.run.train.bad_steps_limit and not self.gave_up:
+                    self.gave_up = self.bad_steps(step, m)
+        self.pending = []
+
+    def give_up(self) -> None:
+        """Raises MlmJaxError once too many steps in a row were not finite."""
+        if self.gave_up:
+            raise MlmJaxError(self.gave_up)
+
+    def bad_steps(self, step: int, m: Metrics) -> str:
+        n, weights = self.bad_in_a_row, self.weights_of_bad(m)
+        which = f"step {step}" if n == 1 else f"{n} steps in a row, to step {step},"
+        of = f"all {len(m['grad_norms'])} weights"
+        if len(weights) < len(m["grad_norms"]):
+            of = ", ".join(weights[:4]) + (f" and {len(weights) - 4} more" * (len(weights) > 4))
+        return (
+            f"{which} had a loss or gradient that is not finite; it was not applied. Loss"
+            f" {m['loss']:g}, gradient norm {m['grad_norm']:g}; gradients that are not finite:"
+            f" {of if weights else 'none alone'}. The newest checkpoint, step {self.saved}, is from"
+            " before. Lower optimizer.lr; look at the batch,"
+            f" mlm_jax.data.pipeline.open_data(run).train.batch({step - 1}); or go over such steps"
+            f" with train.bad_steps_limit={10 * n}"
+        )
+
+    def weights_of_bad(self, m: Metrics) -> list[str]:
+        """Names of the weights whose gradient is not finite."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.steps.abstract.params, is_leaf=is_weight)
+        norms = zip(leaves, m["grad_norms"], strict=True)
+        return [path_name(path) for (path, _), norm in norms if not np.isfinite(norm)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -170,30 +236,51 @@ class Story:
         yield
         self.mark += time.perf_counter() - begun
 
+    def examine(self, params: nnx.State, step: int) -> None:
+        """Held-out loss and a sample, at the end completions; all but what is written down already.
+
+        A signal ends it, between two batches of the evaluation too; the next start comes back here.
+        """
+        last = step == self.run.train.steps
+        todo = {"eval": self.evaluate, "sample": self.sample}
+        todo |= {"completions": self.complete} if last else {}
+        with self.paused():
+            done = self.rows.names(step)
+            for name, write in todo.items():
+                if self.stop:
+                    return
+                if name not in done:
+                    write(params, step)
+            write_report(self.workdir)
+        self.finished = last
+
     def evaluate(self, params: nnx.State, step: int) -> None:
-        """A row of held-out loss, and a sample of text."""
+        """A row of held-out loss."""
         valid, B = self.data.valid, self.run.train.global_batch_size
-        if valid:
-            nats = weight = n_bytes = 0.0
-            for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
-                batch = valid.batch(k, once=True)
-                sums = self.steps.evaluate(params, place(batch, self.layout))
-                nats, weight = nats + float(sums[0]), weight + float(sums[1])
-                if self.token_bytes is not None:
-                    n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
-            bits = nats / math.log(2) / n_bytes if n_bytes else None
-            self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
+        if not valid:
+            return
+        nats = weight = n_bytes = 0.0
+        for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
+            if self.stop:
+                return
+            batch = valid.batch(k, once=True)
+            sums = self.steps.evaluate(params, place(batch, self.layout))
+            nats, weight = nats + float(sums[0]), weight + float(sums[1])
+            if self.token_bytes is not None:
+                n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
+        bits = nats / math.log(2) / n_bytes if n_bytes else None
+        self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
+
+    def sample(self, params: nnx.State, step: int) -> None:
+        """A few words after a prompt, where there is a tokenizer."""
         prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
         if prompt and tokenizer:
-            room = self.run.model.seq_len - len(tokenizer.encode(prompt))
+            room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
             if room >= 8:
-                text = generate(self.model(params), [prompt], max_tokens=min(48, room), seed=step)[
-                    0
-                ]
+                text = generate(self.model(params), [prompt], max_tokens=room, seed=step)[0]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)
-        write_report(self.workdir)
 
-    def finish(self, params: nnx.State, step: int) -> None:
+    def complete(self, params: nnx.State, step: int) -> None:
         """With the built-in corpus: what its completions are worth, beside two simple baselines."""
         if self.data.corpus and self.run.model.seq_len >= 128:
             self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)

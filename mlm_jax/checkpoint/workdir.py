@@ -1,9 +1,13 @@
 """A run's folder: what it was asked for, its tokenizer, and its model again."""
 
+import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 # What a run cannot change on its way: its weights and its batches would be those of another run.
 FREE = ("model.attention", "model.dropout", "model.dtype", "model.norm_eps", "data.tokenizer")
@@ -29,12 +35,7 @@ FIXED = (
 
 
 def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Raises CheckpointError where workdir holds another run, or cannot hold one."""
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise CheckpointError(
-            f"{existing} is no folder that can be written; choose another workdir"
-        )
+    """Raises CheckpointError where workdir holds another run."""
     if not (workdir / "config.json").exists():
         if any((workdir / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
@@ -52,6 +53,40 @@ def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -
             f"workdir {workdir} holds a run with other settings; choose another workdir, or set"
             " these back:\n  " + "\n  ".join(differ)
         )
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in workdir, which is made where there is none.
+
+    The system frees the lock however this process ends. The file stays, as a removed one could be
+    locked twice. Of a run over several processes only the lead locks. NFS keeps the lock between
+    machines (Linux since 2.6.12) unless mounted with local_lock=flock.
+
+    Raises CheckpointError where another process trains, or nothing can be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+")
+    except OSError as why:  # trying it is the only test: os.access tells root yes
+        raise CheckpointError(
+            f"{workdir} is no folder that can be written ({why.strerror}); choose another workdir"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"workdir {workdir} is in use by {file.read().strip() or 'another process'}; stop"
+                " that run first, or choose another workdir"
+            ) from None
+        except OSError as why:
+            log.warning("%s has no locks (%s): start one run only", workdir, why.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def write_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
