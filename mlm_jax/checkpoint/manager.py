@@ -33,10 +33,13 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors reach us as exceptions
         self.folder = (workdir / "checkpoints").absolute()
         self._saving: int | None = None  # the newest step whose save was begun
-        self._whole, self.damaged = set_aside_damaged(self.folder) if cfg else (None, [])
+        self._whole, self.damaged = None, []
+        if cfg:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(leftover)
+            self._whole, self.damaged = set_aside_damaged(self.folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None,
-            cleanup_tmp_directories=cfg is not None,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
         )  # fmt: skip
         self._manager = ocp.CheckpointManager(
@@ -48,12 +51,11 @@ class Checkpoints:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            self.wait()
+            with self._writable():
+                self._manager.close()  # which waits for the save
         except MlmJaxError:
             if kind is None:  # else what went wrong first is what to tell
                 raise
-        else:
-            self._manager.close()
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -148,8 +150,9 @@ def require_room(workdir: Path, abstract: Any, keep: int) -> None:
     """Raises CheckpointError where the disk cannot hold checkpoint.keep states and one more."""
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     held = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
-    free, size = shutil.disk_usage(existing).free + held, tree_bytes(abstract)
-    if free < size * (keep + 1):
+    disk, size = shutil.disk_usage(existing), tree_bytes(abstract)
+    free = disk.free + held
+    if disk.total and free < size * (keep + 1):  # some network file systems do not say
         fits = int(free / size) - 1
         hint = f"checkpoint.keep={fits}, or " if fits > 0 else ""
         raise CheckpointError(
