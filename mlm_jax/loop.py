@@ -1,6 +1,5 @@
 """The story of a run: settings, data, state; then step after step, until done or asked to stop."""
 
-import functools
 import logging
 import math
 import os
@@ -12,19 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 
+from mlm_jax.bad_steps import BadSteps
 from mlm_jax.checkpoint.manager import Checkpoints, require_room
 from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
-from mlm_jax.evaluate.completions import PROMPTS, complete
-from mlm_jax.inference.engine import generate
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import Layout, path_name
+from mlm_jax.evaluate.examination import Examination
+from mlm_jax.layers.weight import weight_names
+from mlm_jax.layout import Layout
 from mlm_jax.metrics import MetricsLog, Terminal, flops_per_step, peak_flops
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
@@ -92,11 +90,11 @@ class Story:
         checkpoints: Checkpoints, workdir: Path, stop: StopSignals,
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
-        self.rows, self.checkpoints, self.workdir = rows, checkpoints, workdir
-        self.stop = stop
+        self.rows, self.checkpoints, self.workdir, self.stop = rows, checkpoints, workdir, stop
+        self.examination = Examination(run, layout, data, steps, rows, stop)
+        self.bad_steps = BadSteps(run.train.bad_steps_limit, weight_names(steps.abstract.params))
         self.pending: list[tuple[int, Metrics]] = []  # of steps that nobody has waited for
         self.settled: list[Metrics] = []  # of the other steps since the last row
-        self.bad_in_a_row, self.gave_up = 0, ""
         self.saved, self.finished = 0, False  # newest checkpoint; whether nothing is left to do
         self.mark = self.data_wait = 0.0  # start of the time that the next row covers
 
@@ -138,7 +136,7 @@ class Story:
         if step > self.saved:
             with self.paused():
                 self.settle()
-                self.give_up()
+                self.bad_steps.check(self.saved)
                 self.checkpoints.save(step, state)
             self.saved = step
 
@@ -185,48 +183,17 @@ class Story:
             tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
         )  # fmt: skip
-        self.give_up()
+        self.bad_steps.check(self.saved)
         self.checkpoints.check()
         self.settled, self.data_wait, self.mark = [], 0.0, time.perf_counter()
 
     def settle(self) -> None:
         """Waits for the pending steps. Those that were not applied get a row each."""
-        for step, m in jax.device_get(self.pending):
-            self.settled.append(m)
-            self.bad_in_a_row = 0 if m["applied"] else self.bad_in_a_row + 1
-            if not m["applied"]:
-                bad = {"loss": m["loss"], "grad_norm": m["grad_norm"]}
-                weights = self.weights_of_bad(m)
-                self.rows.write("event", step, event="bad step", **bad, weights=weights)
-                if self.bad_in_a_row == self.run.train.bad_steps_limit and not self.gave_up:
-                    self.gave_up = self.bad_steps(step, m)
+        for step, metrics in jax.device_get(self.pending):
+            self.settled.append(metrics)
+            if bad := self.bad_steps.look(step, metrics):
+                self.rows.write("event", step, event="bad step", **bad)
         self.pending = []
-
-    def give_up(self) -> None:
-        """Raises MlmJaxError once too many steps in a row were not finite."""
-        if self.gave_up:
-            raise MlmJaxError(self.gave_up)
-
-    def bad_steps(self, step: int, m: Metrics) -> str:
-        n, weights = self.bad_in_a_row, self.weights_of_bad(m)
-        which = f"step {step}" if n == 1 else f"{n} steps in a row, to step {step},"
-        of = f"all {len(m['grad_norms'])} weights"
-        if len(weights) < len(m["grad_norms"]):
-            of = ", ".join(weights[:4]) + (f" and {len(weights) - 4} more" * (len(weights) > 4))
-        return (
-            f"{which} had a loss or gradient that is not finite; it was not applied. Loss"
-            f" {m['loss']:g}, gradient norm {m['grad_norm']:g}; gradients that are not finite:"
-            f" {of if weights else 'none alone'}. The newest checkpoint, step {self.saved}, is from"
-            " before. Lower optimizer.lr; look at the batch,"
-            f" mlm_jax.data.pipeline.open_data(run).train.batch({step - 1}); or go over such steps"
-            f" with train.bad_steps_limit={10 * n}"
-        )
-
-    def weights_of_bad(self, m: Metrics) -> list[str]:
-        """Names of the weights whose gradient is not finite."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.steps.abstract.params, is_leaf=is_weight)
-        norms = zip(leaves, m["grad_norms"], strict=True)
-        return [path_name(path) for (path, _), norm in norms if not np.isfinite(norm)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -237,74 +204,12 @@ class Story:
         self.mark += time.perf_counter() - begun
 
     def examine(self, params: nnx.State, step: int) -> None:
-        """Held-out loss and a sample, at the end completions; all but what is written down already.
-
-        A signal ends it, between two batches of the evaluation too; the next start comes back here.
-        """
-        last = step == self.run.train.steps
-        todo = {"eval": self.evaluate, "sample": self.sample}
-        todo |= {"completions": self.complete} if last else {}
+        """What the run is worth by now; a signal ends it, and the next start comes back here."""
         with self.paused():
-            done = self.rows.names(step)
-            for name, write in todo.items():
-                if self.stop:
-                    return
-                if name not in done:
-                    write(params, step)
+            last = step == self.run.train.steps
+            complete = self.examination.hold(params, step, last)
+            self.finished = last and complete
             write_report(self.workdir)
-        self.finished = last
-
-    def evaluate(self, params: nnx.State, step: int) -> None:
-        """A row of held-out loss."""
-        valid, B = self.data.valid, self.run.train.global_batch_size
-        if not valid:
-            return
-        nats = weight = n_bytes = 0.0
-        for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
-            if self.stop:
-                return
-            batch = valid.batch(k, once=True)
-            sums = self.steps.evaluate(params, place(batch, self.layout))
-            nats, weight = nats + float(sums[0]), weight + float(sums[1])
-            if self.token_bytes is not None:
-                n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
-        bits = nats / math.log(2) / n_bytes if n_bytes else None
-        self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
-
-    def sample(self, params: nnx.State, step: int) -> None:
-        """A few words after a prompt, where there is a tokenizer."""
-        prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
-        if prompt and tokenizer:
-            room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
-            if room >= 8:
-                text = generate(self.model(params), [prompt], max_tokens=room, seed=step)[0]
-                self.rows.write("event", step, event="sample", prompt=prompt, text=text)
-
-    def complete(self, params: nnx.State, step: int) -> None:
-        """With the built-in corpus: what its completions are worth, beside two simple baselines."""
-        if self.data.corpus and self.run.model.seq_len >= 128:
-            self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
-            rows = complete(self.model(params), seed=self.run.train.seed)
-            self.rows.write("event", step, event="completions", completions=rows)
-
-    def model(self, params: nnx.State) -> Any:
-        model = nnx.merge(self.steps.graphdef, params)
-        model.tokenizer = self.data.tokenizer
-        return model
-
-    def sample_prompt(self) -> str | None:
-        if self.data.tokenizer is None or self.data.corpus:
-            return PROMPTS[0] if self.data.corpus else None
-        held_out = self.data.valid or self.data.train
-        return self.data.tokenizer.decode(held_out.batch(0)["tokens"][0, :16].tolist())
-
-    @functools.cached_property
-    def token_bytes(self) -> np.ndarray | None:
-        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0."""
-        if self.data.tokenizer is None:
-            return None
-        known = self.data.tokenizer.token_bytes()
-        return np.pad(known, (0, self.run.model.vocab_size - len(known)))
 
     def tokens_per_step(self) -> int:
         return self.run.train.global_batch_size * self.run.model.seq_len

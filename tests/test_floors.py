@@ -21,7 +21,7 @@ FLOORS = (
     {"layers/", "data/"},
     {"models/", "losses", "optimizer"},
     {"step", "checkpoint/", "inference/"},
-    {"evaluate/", "report", "summary"},
+    {"evaluate/", "report", "summary", "bad_steps"},
     {"loop"},
     {"__main__", "commands/"},
 )

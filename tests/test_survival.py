@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 import mlm_jax.checkpoint.manager
-import mlm_jax.loop
 from mlm_jax.__main__ import main
 from mlm_jax.checkpoint.manifest import damage, write_manifest
 from mlm_jax.checkpoint.workdir import locked
 from mlm_jax.data.pipeline import Batches
 from mlm_jax.errors import CheckpointError, MlmJaxError
+from mlm_jax.evaluate import examination
+from mlm_jax.evaluate.examination import Examination
+from mlm_jax.inference.engine import generate
 from mlm_jax.loop import Story, train
 from mlm_jax.metrics import read_rows
 from tests.test_loop import (
@@ -244,18 +246,18 @@ def in_evaluation(monkeypatch, *, step: int) -> None:
     """At the second of three batches of the evaluation at this step."""
     now = [0]
 
-    def examine(story: Story, params, at: int, real=Story.examine) -> None:
+    def hold(this: Examination, params, at: int, last: bool, real=Examination.hold) -> bool:
         now[0] = at
-        real(story, params, at)
+        return real(this, params, at, last)
 
-    monkeypatch.setattr(Story, "examine", examine)
+    monkeypatch.setattr(Examination, "hold", hold)
     second = lambda self, k, once=False: once and (now[0], k) == (step, 1)  # noqa: E731
     monkeypatch.setattr(Batches, "batch", before(Batches.batch, stop_now, second))
 
 
 def in_sample(monkeypatch, *, step: int) -> None:
     at_step = lambda *_, seed, **__: seed == step  # noqa: E731
-    monkeypatch.setattr(mlm_jax.loop, "generate", before(mlm_jax.loop.generate, stop_now, at_step))
+    monkeypatch.setattr(examination, "generate", before(generate, stop_now, at_step))
 
 
 def in_save(monkeypatch, *, step: int) -> None:
