@@ -53,7 +53,7 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
     with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
         layout = Layout.from_config(run)
         data = open_data(run)
-        check_same_run(workdir, run, data.tokenizer)
+        check_same_run(workdir, run, data.tokenizer, data.fingerprint())
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
         require_room(workdir, steps.abstract, run.checkpoint.keep)
@@ -61,7 +61,7 @@ def train(run: RunConfig, workdir: Path | str, stop: StopSignals | None = None) 
             start = checkpoints.latest() or 0
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
-            write_run(workdir, run, data.tokenizer)
+            write_run(workdir, run, data.tokenizer, data.fingerprint())
             with MetricsLog(workdir, resume_step=start, terminal=Terminal(last)) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir, stop)

@@ -224,6 +224,24 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_checkpoint_before_who
     assert train(run, out / "run")[:2] == (False, 30)  # with room again, it goes on
 
 
+# Data
+
+
+def test_data_may_move_but_not_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(Story, "compiled", lambda *_: None)  # all before is what counts here
+    golden = Path(__file__).parent / "golden" / "data"
+    vocabulary = {"model__vocab_size": 50257, "data__split": "9,1,0"}
+    for name, text in (("here", "prose_a"), ("there", "prose_a"), ("other", "prose_b")):
+        for kind in ("bin", "idx"):
+            shutil.copy(golden / f"{text}_text_document.{kind}", tmp_path / f"{name}.{kind}")
+    for name in ("here", "there"):
+        train(tiny(data__path=str(tmp_path / name), **vocabulary), tmp_path / "run")
+    other = str(tmp_path / "other")
+    with pytest.raises(CheckpointError) as why:
+        train(tiny(data__path=other, **vocabulary), tmp_path / "run")
+    assert f"data.path={other!r} holds other data: {{'documents': " in str(why.value)
+
+
 # Signals
 
 
