@@ -292,7 +292,7 @@ SLOW = pytest.mark.slow
     ("moment", "step"),
     [
         (in_evaluation, 20),
-        (in_save, 10),
+        pytest.param(in_save, 10, marks=SLOW),
         pytest.param(in_evaluation, 10, marks=SLOW),
         pytest.param(in_sample, 10, marks=SLOW),
         pytest.param(in_sample, 20, marks=SLOW),
