@@ -19,8 +19,15 @@ def refuse_several() -> None:
             )
 
 
+STOP = (signal.SIGTERM, signal.SIGINT)
+
+
 class StopSignals:
     """SIGTERM and SIGINT ask a run to stop at the next step; a second one ends it at once.
+
+    Python calls a handler between two lines of the main thread: not while XLA compiles there, which
+    takes minutes for a large model. So a thread of our own hears the signals as well, through the
+    file descriptor that Python's C handler writes their numbers to.
 
     Outside the main thread, as in some notebooks, signals keep their meaning.
     """
@@ -28,17 +35,25 @@ class StopSignals:
     def __init__(self):
         self.received: int | None = None
         self._before: dict[int, object] = {}
+        self._wakeup, self._heard = -1, -1  # file descriptors: the one before, and our pipe's end
 
     def __bool__(self) -> bool:
         return self.received is not None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP:
                 self._before[number] = signal.signal(number, self._receive)
+            hears, self._heard = os.pipe()
+            os.set_blocking(self._heard, False)
+            self._wakeup = signal.set_wakeup_fd(self._heard, warn_on_full_buffer=False)
+            threading.Thread(target=hear, args=(hears,), name="stop_signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._heard)  # ends the thread
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
@@ -46,3 +61,13 @@ class StopSignals:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
+
+
+def hear(pipe: int) -> None:
+    """Ends the process at the second signal to stop, whatever the main thread is doing."""
+    with open(pipe, "rb", buffering=0) as numbers:
+        stops = 0
+        while number := numbers.read(1):
+            stops += number[0] in STOP
+            if stops == 2:
+                os._exit(128 + number[0])

@@ -1,29 +1,30 @@
 """The story of a run: settings, data, state; then step after step, until done or asked to stop."""
 
-import functools
+import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 
+from mlm_jax.bad_steps import BadSteps
 from mlm_jax.boards import check_wandb, open_wandb
-from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.checkpoint.workdir import check_same_run, write_run
+from mlm_jax.checkpoint.manager import Checkpoints, require_room
+from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
-from mlm_jax.evaluate.completions import PROMPTS, complete
+from mlm_jax.evaluate.examination import Examination
 from mlm_jax.host import peak_resident_bytes
-from mlm_jax.inference.engine import generate
 from mlm_jax.layers.watch import as_row
+from mlm_jax.layers.weight import weight_names
 from mlm_jax.layout import Layout
 from mlm_jax.metrics import MetricsLog, flops_per_step, peak_flops
 from mlm_jax.profiling import Profiler, Span
@@ -31,9 +32,13 @@ from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
 from mlm_jax.terminal import Terminal
 
+log = logging.getLogger(__name__)
+
+Metrics = Mapping[str, Any]  # of one step, see step.train_step
+
 
 class Outcome(NamedTuple):
-    """stopped: by a signal before the last step. saved: the step of the newest checkpoint, or 0."""
+    """stopped: by a signal before all was done. saved: the step of the newest checkpoint, or 0."""
 
     stopped: bool
     saved: int
@@ -49,35 +54,47 @@ def train(
     stop: signals caught since before this call; None: from here on.
     profile: steps to trace into workdir/profile.
 
-    Raises ConfigError, LayoutError, DataError or CheckpointError before anything is written, and
-    MlmJaxError when too many steps in a row were not finite.
+    Raises ConfigError, LayoutError, DataError or CheckpointError before anything is compiled, and MlmJaxError
+    where the run fails: steps that are not finite, or files that cannot be written.
     """
     workdir, last = Path(workdir), run.train.steps
     refuse_several()
     check_wandb(run)
     if profile:
         profile.check(0, last)  # before there is a folder
-    with StopSignals() if stop is None else nullcontext(stop) as stop:
+    with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
         layout = Layout.from_config(run)
         data = open_data(run)
-        check_same_run(workdir, run, data.tokenizer)
+        check_same_run(workdir, run, data.tokenizer, data.fingerprint())
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
-        with Checkpoints(workdir, run.checkpoint) as checkpoints:
+        require_room(workdir, steps.abstract, run.checkpoint.keep)
+        with locked(workdir), Checkpoints(workdir, run.checkpoint) as checkpoints:
             start = checkpoints.latest() or 0
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
             if profile:
                 profile.check(start, last)
-            write_run(workdir, run, data.tokenizer)
-            boards = open_wandb(run, workdir)
-            with MetricsLog(
-                workdir, resume_step=start, terminal=Terminal(last), boards=boards
-            ) as rows:
+            write_run(workdir, run, data.tokenizer, data.fingerprint())
+            boards, terminal = open_wandb(run, workdir), Terminal(last)
+            with MetricsLog(workdir, resume_step=start, terminal=terminal, boards=boards) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
-                story = Story(run, layout, data, steps, rows, checkpoints, workdir)
-                saved = story.tell(state, start, stop, profile)
-        return Outcome(saved < last, saved, write_report(workdir))
+                story = Story(run, layout, data, steps, rows, checkpoints, workdir, stop)
+                story.tell(state, start, profile)
+        return Outcome(not story.finished, story.saved, write_report(workdir))
+
+
+@contextmanager
+def told_of_files(workdir: Path) -> Iterator[None]:
+    """A file of the run that cannot be read or written is a failure with one message."""
+    try:
+        yield
+    except OSError as why:
+        free = shutil.disk_usage(workdir).free / 2**30 if workdir.exists() else 0
+        raise MlmJaxError(
+            f"{why.filename or workdir}: {why.strerror or why}; {free:.3g} GiB are free there."
+            " Checkpoints are as they were: the same command goes on from the newest"
+        ) from why
 
 
 class Story:
@@ -85,26 +102,27 @@ class Story:
 
     def __init__(
         self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
-        checkpoints: Checkpoints, workdir: Path,
+        checkpoints: Checkpoints, workdir: Path, stop: StopSignals,
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
-        self.rows, self.checkpoints, self.workdir = rows, checkpoints, workdir
-        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row
-        self.bad_in_a_row = 0
+        self.rows, self.checkpoints, self.workdir, self.stop = rows, checkpoints, workdir, stop
+        self.examination = Examination(run, layout, data, steps, rows, stop)
+        self.bad_steps = BadSteps(run.train.bad_steps_limit, weight_names(steps.abstract.params))
+        self.pending: list[tuple[int, Metrics]] = []  # of steps that nobody has waited for
+        self.settled: list[Metrics] = []  # of the other steps since the last row
+        self.saved, self.finished = 0, False  # newest checkpoint; whether nothing is left to do
         self.mark = self.data_wait = 0.0  # start of the time that the next row covers
 
-    def tell(
-        self, state: TrainState, start: int, stop: StopSignals, profile: Span | None = None
-    ) -> int:
-        """Steps start + 1 to the last, or to a signal. Returns the last step saved."""
+    def tell(self, state: TrainState, start: int, profile: Span | None = None) -> None:
+        """Steps start + 1 to the last, or to a signal."""
         t, last = self.run.train, self.run.train.steps
-        if start == last:
-            if not self.rows.has("completions"):  # killed after its last checkpoint
-                self.finish(state.params, last)
-            return last
-        step_fn = None if stop else self.compiled(state, start)
-        if stop or step_fn is None:  # nothing to save yet
-            return start
+        self.saved = start
+        self.tell_damage(start)
+        if start and self.is_due(start, t.eval_every):
+            self.examine(state.params, start)  # what a kill or a signal left undone
+        step_fn = None if self.stop or start == last else self.compiled(state, start)
+        if self.stop or step_fn is None:  # nothing new to save
+            return
         profiler = Profiler(self.workdir / "profile")
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
@@ -112,24 +130,37 @@ class Story:
                 with self.paused():
                     profiler.start(step)
             state, metrics = step_fn(state, batch)  # returns at once; the device works on
-            self.pending.append(metrics)
-            ends = step == last or bool(stop)
-            if profiler.first and (ends or (profile and step == profile.last)):
+            self.pending.append((step, metrics))
+            if profile and profiler.first and (step == profile.last or self.stop):
                 with self.paused():
                     profiler.stop(step, step_fn)
-            if ends or step % t.log_every == 0:
+            if self.is_due(step, t.log_every):
                 self.write_train_row(step)
-            if step == last or (step % t.eval_every == 0 and not ends):
-                with self.paused():
-                    self.evaluate(state.params, step)
-            if ends or step % self.run.checkpoint.every == 0:
-                with self.paused():
-                    self.checkpoints.save(step, state)
-            if step == last:
-                self.finish(state.params, step)
-            if ends:
-                return step
-        raise AssertionError("unreachable: the last step ends the loop")
+            if self.is_due(step, self.run.checkpoint.every):
+                self.save(step, state)
+            if self.is_due(step, t.eval_every):
+                self.examine(state.params, step)
+            if self.stop:
+                if self.pending or self.settled:
+                    self.write_train_row(step)
+                return self.save(step, state)
+
+    def is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.run.train.steps
+
+    def tell_damage(self, start: int) -> None:
+        for problem in self.checkpoints.damaged:
+            self.rows.write("event", start, event="damaged checkpoint", problem=problem)
+            log.warning("%s; set aside as *.damaged, going on from step %d", problem, start)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins a checkpoint of good steps only; it is written while the run goes on."""
+        if step > self.saved:
+            with self.paused():
+                self.settle()
+                self.bad_steps.check(self.saved)
+                self.checkpoints.save(step, state)
+            self.saved = step
 
     def compiled(self, state: TrainState, start: int) -> Any:
         """The train step compiled for this run's shapes; what it takes is written down."""
@@ -159,14 +190,8 @@ class Story:
 
     def write_train_row(self, step: int) -> None:
         """One row for the steps since the last; waits for them."""
-        metrics = jax.device_get(self.pending)
-        n, seconds = len(self.pending), time.perf_counter() - self.mark
-        for before, m in enumerate(metrics, step - n + 1):
-            self.bad_in_a_row = 0 if m["applied"] else self.bad_in_a_row + 1
-            if not m["applied"]:
-                self.rows.write(
-                    "event", before, event="bad step", loss=m["loss"], grad_norm=m["grad_norm"]
-                )
+        self.settle()
+        metrics, n, seconds = self.settled, len(self.settled), time.perf_counter() - self.mark
         good = [m for m in metrics if m["applied"]] or metrics
         weight = sum(m["weight"] for m in good)
         flops, tokens = self.flops_per_step(), self.tokens_per_step()
@@ -181,13 +206,17 @@ class Story:
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
             **as_row(metrics[-1].get("watched", {})),
         )  # fmt: skip
-        if self.bad_in_a_row >= self.run.train.bad_steps_limit:
-            raise MlmJaxError(
-                f"{self.bad_in_a_row} steps in a row, to step {step}, had a loss or gradient that"
-                " is not finite; none was applied. Lower optimizer.lr, look at the data of these"
-                f" steps, or raise train.bad_steps_limit={self.run.train.bad_steps_limit}"
-            )
-        self.pending, self.data_wait, self.mark = [], 0.0, time.perf_counter()
+        self.bad_steps.check(self.saved)
+        self.checkpoints.check()
+        self.settled, self.data_wait, self.mark = [], 0.0, time.perf_counter()
+
+    def settle(self) -> None:
+        """Waits for the pending steps. Those that were not applied get a row each."""
+        for step, metrics in jax.device_get(self.pending):
+            self.settled.append(metrics)
+            if bad := self.bad_steps.look(step, metrics):
+                self.rows.write("event", step, event="bad step", **bad)
+        self.pending = []
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -197,54 +226,13 @@ class Story:
         yield
         self.mark += time.perf_counter() - begun
 
-    def evaluate(self, params: nnx.State, step: int) -> None:
-        """A row of held-out loss, and a sample of text."""
-        valid, B = self.data.valid, self.run.train.global_batch_size
-        if valid:
-            nats = weight = n_bytes = 0.0
-            for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
-                batch = valid.batch(k, once=True)
-                sums = self.steps.evaluate(params, place(batch, self.layout))
-                nats, weight = nats + float(sums[0]), weight + float(sums[1])
-                if self.token_bytes is not None:
-                    n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
-            bits = nats / math.log(2) / n_bytes if n_bytes else None
-            self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
-        prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
-        if prompt and tokenizer:
-            room = self.run.model.seq_len - len(tokenizer.encode(prompt))
-            if room >= 8:
-                text = generate(self.model(params), [prompt], max_tokens=min(48, room), seed=step)[
-                    0
-                ]
-                self.rows.write("event", step, event="sample", prompt=prompt, text=text)
-        write_report(self.workdir)
-
-    def finish(self, params: nnx.State, step: int) -> None:
-        """With the built-in corpus: what its completions are worth, beside two simple baselines."""
-        if self.data.corpus and self.run.model.seq_len >= 128:
-            self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
-            rows = complete(self.model(params), seed=self.run.train.seed)
-            self.rows.write("event", step, event="completions", completions=rows)
-
-    def model(self, params: nnx.State) -> Any:
-        model = nnx.merge(self.steps.graphdef, params)
-        model.tokenizer = self.data.tokenizer
-        return model
-
-    def sample_prompt(self) -> str | None:
-        if self.data.tokenizer is None or self.data.corpus:
-            return PROMPTS[0] if self.data.corpus else None
-        held_out = self.data.valid or self.data.train
-        return self.data.tokenizer.decode(held_out.batch(0)["tokens"][0, :16].tolist())
-
-    @functools.cached_property
-    def token_bytes(self) -> np.ndarray | None:
-        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0."""
-        if self.data.tokenizer is None:
-            return None
-        known = self.data.tokenizer.token_bytes()
-        return np.pad(known, (0, self.run.model.vocab_size - len(known)))
+    def examine(self, params: nnx.State, step: int) -> None:
+        """What the run is worth by now; a signal ends it, and the next start comes back here."""
+        with self.paused():
+            last = step == self.run.train.steps
+            complete = self.examination.hold(params, step, last)
+            self.finished = last and complete
+            write_report(self.workdir)
 
     def tokens_per_step(self) -> int:
         return self.run.train.global_batch_size * self.run.model.seq_len

@@ -51,9 +51,10 @@ class MetricsLog:
         if self._terminal:
             self._terminal.update(row)
 
-    def has(self, event: str) -> bool:
-        """Whether an event of this name is in metrics.jsonl."""
-        return any(row.get("event") == event for row in read_rows(Path(self._file.name)))
+    def names(self, step: int) -> set[str]:
+        """Kinds of rows and names of events that metrics.jsonl has at a step."""
+        rows = [row for row in read_rows(Path(self._file.name)) if row["step"] == step]
+        return {row["kind"] for row in rows} | {row.get("event", "") for row in rows}
 
     def close(self) -> None:
         if self._file.closed:

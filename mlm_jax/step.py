@@ -107,6 +107,7 @@ def train_step(
     params, opt_state = jax.tree.map(partial(jnp.where, applied), new, state[1:])
     metrics = {
         "loss": loss, "grad_norm": grad_norm, "applied": applied, "weight": batch["weights"].sum(),
+        "grad_norms": jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)]),  # by weight
         "learning_rate": make_schedule(run)(updates_done(state.opt_state)),
     }  # fmt: skip
     if run.watch.groups:

@@ -25,7 +25,7 @@ from mlm_jax.step import TrainState, make_steps
 TINY = {
     "model.n_layers": 2, "model.d_model": 32, "model.seq_len": 64, "model.dropout": 0.1,
     "train.steps": 20, "train.global_batch_size": 8, "train.log_every": 1, "train.eval_every": 10,
-    "train.eval_batches": 1, "optimizer.warmup_steps": 2, "checkpoint.every": 10,
+    "train.eval_batches": 3, "optimizer.warmup_steps": 2, "checkpoint.every": 10,
     "layout.preset": "single",
 }  # fmt: skip
 
@@ -83,21 +83,6 @@ def test_a_run_learns_and_writes_what_it_promises(calm):
     assert sorted(p.name for p in (calm / "checkpoints").iterdir()) == ["10", "20"]
 
 
-def test_killed_and_resumed_is_bit_for_bit_a_calm_run(calm, tmp_path):
-    settings = [f"--config.{key}={value}" for key, value in TINY.items()]
-    command = [sys.executable, "-m", "mlm_jax", "train", "--config", "quickstart", *settings]
-    process = subprocess.Popen([*command, "--workdir", str(tmp_path)])
-    try:
-        wait_until(lambda: (tmp_path / "checkpoints" / "10").exists() and losses(tmp_path)[12])
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert 12 <= max(losses(tmp_path)) < 20
-    assert train(tiny(), tmp_path).saved == 20
-    assert losses(tmp_path) == losses(calm)
-    assert_same_bits(state_at(tmp_path, 20, tiny()), state_at(calm, 20, tiny()))
-
-
 def test_another_layout_restores_the_same_bits_and_goes_on_alike(calm, tmp_path):
     first, second = tiny(train__steps=10, optimizer__decay_steps=20), tiny(layout__preset="fsdp_tp")
     train(first, tmp_path)
@@ -117,7 +102,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
 ):
     at = partial(signal_at_step, number)
     monkeypatch.setattr(Story, "write_train_row", at(7, Story.write_train_row))
-    assert train(tiny(), tmp_path)[:2] == (True, 8)
+    assert train(tiny(), tmp_path)[:2] == (True, 7)
     monkeypatch.undo()
     assert train(tiny(), tmp_path)[:2] == (False, 20)
     assert losses(tmp_path) == losses(calm)
@@ -180,15 +165,48 @@ def test_a_workdir_of_another_run_is_refused(calm, other):
     assert {p: p.read_bytes() for p in calm.iterdir() if p.is_file()} == before
 
 
-def test_steps_that_are_not_finite_are_skipped_written_down_and_limited(tmp_path, monkeypatch):
-    prepare = mlm_jax.loop.place
-    calls = iter(range(100))
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(3, 5): the losses of these steps are not finite."""
 
-    def poisoned(batch, layout):  # the first call is the one that compiles
-        bad = next(calls) in (3, 5, 6, 7)
-        return prepare(batch | {"weights": batch["weights"] * (np.inf if bad else 1)}, layout)
+    def poison(*steps: int) -> None:
+        calls, prepare = iter(range(1000)), mlm_jax.loop.place
 
-    monkeypatch.setattr(mlm_jax.loop, "place", poisoned)
+        def place(batch, layout):  # the first call is the one that compiles
+            bad = next(calls) in steps
+            return prepare(batch | {"weights": batch["weights"] * (np.inf if bad else 1)}, layout)
+
+        monkeypatch.setattr(mlm_jax.loop, "place", place)
+
+    return poison
+
+
+def test_a_step_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint_before(
+    calm, tmp_path, monkeypatch, poison
+):
+    poison(7)
+    with pytest.raises(MlmJaxError) as why:
+        train(tiny(train__log_every=10, checkpoint__every=3), tmp_path)
+    assert type(why.value) is MlmJaxError  # exit status 1, not 2
+    for said in (
+        "step 7 had a loss or gradient that is not finite; it was not applied",
+        "Loss nan, gradient norm nan; weights whose gradient is not finite: all",
+        "The newest checkpoint is of step 6",
+        "open_data(run).train.batch(6)",
+        "train.bad_steps_limit=10",
+    ):
+        assert said in str(why.value)
+    (bad,) = [row for row in rows_of(tmp_path, "event") if row["event"] == "bad step"]
+    assert (bad["step"], bad["loss"]) == (7, None)
+    assert "blocks.mlp.up" in bad["weights"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+    monkeypatch.undo()
+    train(tiny(), tmp_path)
+    assert losses(tmp_path)[20] == losses(calm)[20]
+
+
+def test_steps_that_are_not_finite_are_left_out_written_down_and_limited(tmp_path, poison):
+    poison(3, 5, 6, 7)
     with pytest.raises(MlmJaxError, match=r"3 steps in a row, to step 7.*optimizer\.lr"):
         train(tiny(train__bad_steps_limit=3, checkpoint__every=4), tmp_path)
     bad = [row["step"] for row in rows_of(tmp_path, "event") if row["event"] == "bad step"]
@@ -207,7 +225,7 @@ def signal_at_step(number: int, step: int, write_train_row):
     return write
 
 
-def wait_until(true, seconds: float = 120) -> None:
+def wait_until(true, seconds: float = 120, each: float = 0.02) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -215,5 +233,5 @@ def wait_until(true, seconds: float = 120) -> None:
                 return
         except KeyError:
             pass
-        time.sleep(0.02)
+        time.sleep(each)
     raise TimeoutError

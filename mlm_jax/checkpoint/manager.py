@@ -5,6 +5,10 @@ wrote it: any layout, on any number of devices, restores it.
 """
 
 import logging
+import math
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +17,31 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mlm_jax.checkpoint.manifest import require_whole, set_aside_damaged, write_manifest
 from mlm_jax.config import CheckpointConfig
-from mlm_jax.errors import CheckpointError
+from mlm_jax.errors import CheckpointError, MlmJaxError
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saves run in the background; leaving the context waits."""
+    """The checkpoints of one workdir. With a cfg it writes: no other process may do so meanwhile.
+
+    Then what a killed save left behind is removed, and newer checkpoints than the newest whole one
+    are set aside; `damaged` tells of those. Saves run in the background; leaving the context waits.
+    """
 
     def __init__(self, workdir: Path, cfg: CheckpointConfig | None = None):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells much that is no news
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None
-        )
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors reach us as exceptions
         self.folder = (workdir / "checkpoints").absolute()
+        self._saving: int | None = None  # the newest step whose save was begun
+        self._whole, self.damaged = None, []
+        if cfg:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(leftover)
+            self._whole, self.damaged = set_aside_damaged(self.folder)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
+        )  # fmt: skip
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers={"state": ocp.StandardCheckpointHandler()}
         )
@@ -33,20 +49,60 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            with self._writable():
+                self._manager.close()  # which waits for the save
+        except MlmJaxError:
+            if kind is None:  # else what went wrong first is what to tell
+                raise
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Begins to save; the state may be donated as soon as this returns."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(named(state))))
+        """Begins to save; the state may be donated as soon as this returns.
+
+        Waits for the save before it. Raises MlmJaxError where that one or this one cannot be
+        written, as `check` and `wait` do.
+        """
+        self.wait()
+        self._saving, self._bytes = step, tree_bytes(state)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(named(state)))
+        with self._writable():
+            self._manager.save(step, args=args)
+
+    def check(self) -> None:
+        """Raises MlmJaxError if the save in the background has failed; does not wait for it."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the save in the background is complete."""
+        with self._writable():
+            self._manager.wait_until_finished()
+
+    def _sign(self) -> None:
+        """Called by Orbax when all files are written, before the folder gets its final name."""
+        write_manifest(self.folder / f"{self._saving}.orbax-checkpoint-tmp")
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Whatever a save raises, here or in its thread, as one message."""
+        try:
+            yield
+        except Exception as why:
+            raise MlmJaxError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}"
+                f" ({reason(why)}): it takes {gib(self._bytes)} GiB, and"
+                f" {gib(shutil.disk_usage(self.folder).free)} are free there. Older checkpoints are"
+                " as they were: once this one can be written, the same command goes on from them"
+            ) from why
 
     def restore(self, abstract: Any, step: int | None = None) -> Any:
         """The state at a step, or the newest, laid out as `abstract` says."""
         step = self._known(step)
+        self._require_whole(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(named(abstract)))
         with self._readable(step):
             return unnamed(abstract, self._manager.restore(step, args=args)["state"])
@@ -54,6 +110,7 @@ class Checkpoints:
     def restore_params(self, abstract: Any, step: int | None = None) -> Any:
         """Only the weights of a step, laid out as `abstract` says; moments are not read."""
         step = self._known(step)
+        self._require_whole(step)
         target = {"params": named(abstract)}
         args = ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -74,6 +131,10 @@ class Checkpoints:
                 f" {str(why)[:300]}); remove that folder to go on from an older step"
             ) from why
 
+    def _require_whole(self, step: int) -> None:
+        if step != self._whole:  # which has been read through already
+            require_whole(self.folder / str(step))
+
     def _known(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
@@ -83,6 +144,36 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
         return steps[-1] if step is None else step
+
+
+def require_room(workdir: Path, abstract: Any, keep: int) -> None:
+    """Raises CheckpointError where the disk cannot hold checkpoint.keep states and one more."""
+    existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+    held = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+    disk, size = shutil.disk_usage(existing), tree_bytes(abstract)
+    free = disk.free + held
+    if disk.total and free < size * (keep + 1):  # some network file systems do not say
+        fits = int(free / size) - 1
+        hint = f"checkpoint.keep={fits}, or " if fits > 0 else ""
+        raise CheckpointError(
+            f"checkpoint.keep={keep} takes {keep + 1} times {gib(size)} GiB, one while it is"
+            f" written, and the disk of {workdir} has {gib(free)}; try {hint}a larger disk"
+        )
+
+
+def reason(why: Exception) -> str:
+    """'No space left on device', where the system said so; TensorStore hides it in its text."""
+    found = re.search(r"os_error_code='(\d+)'", str(why))
+    number = int(found[1]) if found else getattr(why, "errno", None)
+    return os.strerror(number) if number else f"{type(why).__name__}: {str(why)[:300]}"
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def gib(n: int) -> str:
+    return f"{n / 2**30:.3g}"
 
 
 def named(tree: Any) -> dict:

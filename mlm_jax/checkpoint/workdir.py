@@ -1,9 +1,13 @@
 """A run's folder: what it was asked for, its tokenizer, and its model again."""
 
+import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,15 @@ from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+ABOUT = ("format", "versions", "fingerprint")  # what config.json has beside the settings
 # What a run cannot change on its way: its weights and its batches would be those of another run.
-FREE = ("model.attention", "model.dropout", "model.dtype", "model.norm_eps", "data.tokenizer")
+FREE = (
+    "model.attention", "model.dropout", "model.dtype", "model.norm_eps",
+    "data.path", "data.tokenizer",  # of which the content counts
+)  # fmt: skip
 FIXED = (
     *(key for key in KEYS if key.startswith(("model.", "data.")) and key not in FREE),
     "train.seed",
@@ -28,13 +38,10 @@ FIXED = (
 )
 
 
-def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Raises CheckpointError where workdir holds another run, or cannot hold one."""
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise CheckpointError(
-            f"{existing} is no folder that can be written; choose another workdir"
-        )
+def check_same_run(
+    workdir: Path, run: RunConfig, tokenizer: Tokenizer | None, fingerprint: dict[str, Any]
+) -> None:
+    """Raises CheckpointError where workdir holds another run."""
     if not (workdir / "config.json").exists():
         if any((workdir / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
@@ -47,6 +54,11 @@ def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -
         )
     there, here = (_flat(r.to_dict()) for r in (read_run(workdir), run))
     differ = [f"{k} is {there[k]!r} there, {here[k]!r} here" for k in FIXED if there[k] != here[k]]
+    data = read_content(workdir).get("fingerprint", fingerprint)
+    if data != fingerprint:
+        differ += [
+            f"data.path={run.data.path!r} holds other data: {data} there, {fingerprint} here"
+        ]
     if differ:
         raise CheckpointError(
             f"workdir {workdir} holds a run with other settings; choose another workdir, or set"
@@ -54,12 +66,49 @@ def check_same_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -
         )
 
 
-def write_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> None:
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in workdir, which is made where there is none.
+
+    The system frees the lock however this process ends. The file stays, as a removed one could be
+    locked twice. Of a run over several processes only the lead locks. NFS keeps the lock between
+    machines (Linux since 2.6.12) unless mounted with local_lock=flock.
+
+    Raises CheckpointError where another process trains, or nothing can be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+")
+    except OSError as why:  # trying it is the only test: os.access tells root yes
+        raise CheckpointError(
+            f"{workdir} is no folder that can be written ({why.strerror}); choose another workdir"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"workdir {workdir} is in use by {file.read().strip() or 'another process'}; stop"
+                " that run first, or choose another workdir"
+            ) from None
+        except OSError as why:
+            log.warning("%s has no locks (%s): start one run only", workdir, why.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def write_run(
+    workdir: Path, run: RunConfig, tokenizer: Tokenizer | None, fingerprint: dict[str, Any]
+) -> None:
     """config.json and tokenizer/, so that the folder alone is enough to use the model."""
     workdir.mkdir(parents=True, exist_ok=True)
     packages = ("mlm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {p: importlib.metadata.version(p) for p in packages}
-    content = {"format": FORMAT, "versions": versions | {"python": platform.python_version()}}
+    versions["python"] = platform.python_version()
+    content = {"format": FORMAT, "versions": versions, "fingerprint": fingerprint}
     text = json.dumps(content | run.to_dict(), indent=1)
     part = workdir / "config.json.part"
     part.write_text(text + "\n")
@@ -70,21 +119,26 @@ def write_run(workdir: Path, run: RunConfig, tokenizer: Tokenizer | None) -> Non
 
 def read_run(workdir: Path) -> RunConfig:
     """The settings in workdir/config.json. Raises CheckpointError where they cannot be read."""
+    content = read_content(workdir)
+    try:
+        return from_dict({k: v for k, v in content.items() if k not in ABOUT})
+    except ConfigError as why:
+        raise CheckpointError(f"{workdir / 'config.json'}: {why}") from None
+
+
+def read_content(workdir: Path) -> dict[str, Any]:
+    """All of workdir/config.json."""
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        found = content.pop("format")
+        found = content["format"]
     except FileNotFoundError:
         raise CheckpointError(f"{workdir} holds no run: there is no {path}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
         raise CheckpointError(f"{path} cannot be read: {why}") from None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}; this version reads format {FORMAT}")
-    content.pop("versions", None)
-    try:
-        return from_dict(content)
-    except ConfigError as why:
-        raise CheckpointError(f"{path}: {why}") from None
+    return content
 
 
 def load(workdir: Path | str, step: int | None = None, layout: Layout | None = None) -> Any:

@@ -17,10 +17,11 @@ Source: megatron/core/datasets/indexed_dataset.py (core 0.20).
 import contextlib
 import os
 import struct
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,6 +60,18 @@ class IndexedDataset:
 
     def __reduce__(self):  # or pickle would send another process all tokens, not the path
         return IndexedDataset, (self.prefix,)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these tokens from others, wherever the files are.
+
+        crc32 covers all lengths and documents, and a million tokens from either end.
+        """
+        ends = self._tokens[:1_000_000], self._tokens[-1_000_000:]
+        crc32 = 0
+        for part in (self.lengths, self.documents, *ends):
+            crc32 = zlib.crc32(np.ascontiguousarray(part), crc32)
+        counts = {"documents": len(self.documents) - 1, "sequences": len(self)}
+        return counts | {"tokens": self.n_tokens, "dtype": self.dtype.name, "crc32": crc32}
 
     def tokens(self, i: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Sequence i, or `length` of its tokens from `offset` on: a read-only view of the file."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,10 @@ class Data(NamedTuple):
     valid: "Batches | None"
     tokenizer: Tokenizer | None
     corpus: Corpus | None  # the built-in one, where data.path is not set
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run that goes on must find again, wherever its files are by then."""
+        return self.train.indexed.fingerprint()
 
 
 def open_data(run: RunConfig) -> Data:

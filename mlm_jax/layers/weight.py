@@ -138,3 +138,9 @@ def renamed(params: nnx.State, layout: Layout) -> nnx.State:
 
 def is_weight(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
+
+
+def weight_names(params: Any) -> list[str]:
+    """'blocks.mlp.up' of every weight, in the order of jax.tree.leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)
+    return [path_name(path) for path, _ in leaves]

@@ -457,7 +457,7 @@ def test_tokens_of_another_tokenizer_are_not_shown_as_text(here, files, name, ca
 def test_a_run_ends_with_its_result_and_its_folder_is_complete(trained):
     names = {path.name for path in trained.iterdir()}
     whole = {"config.json", "metrics.jsonl", "checkpoints", "tokenizer", "report.html"}
-    assert names == whole | {"tensorboard"}
+    assert names == whole | {"tensorboard", "lock"}
     with Checkpoints(trained) as checkpoints:
         assert checkpoints.latest() == 4
     assert read_rows(trained / "metrics.jsonl")[-1]["step"] == 4
@@ -492,7 +492,7 @@ def test_a_workdir_of_another_run_is_refused(refused, here, trained, settings, s
 def test_a_workdir_that_is_no_folder_is_refused(refused, here):
     (here / "file").write_text("mine")
     for name in ("file", "file/run"):
-        assert "file is no folder that can be written" in refused(*TINY, "--workdir", name)
+        assert f"{name} is no folder that can be written" in refused(*TINY, "--workdir", name)
     (here / "run" / "checkpoints" / "2").mkdir(parents=True)
     assert "has checkpoints but no config.json" in refused(*TINY, "--workdir", "run")
 
@@ -626,12 +626,11 @@ def test_generate_refuses_a_run_without_a_checkpoint(refused, here, trained):
     assert "holds no checkpoint" in message
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's futures
 def test_generate_refuses_a_damaged_checkpoint_and_says_how_to_go_on(refused, here, trained):
     shutil.copytree(trained, here / "run")
     (here / "run" / "checkpoints" / "4" / "state" / "manifest.ocdbt").unlink()
     message = refused("generate", "--workdir", "run", "--prompt", "x")
-    assert "checkpoints/4 cannot be read" in message
+    assert "checkpoints/4 is damaged: state/manifest.ocdbt is missing" in message
     assert "older step" in message
     assert len(message) < 700
 

@@ -1,0 +1,96 @@
+"""How good a model is by now, while it is trained: held-out loss, a sample of text, completions."""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from mlm_jax.config import RunConfig
+from mlm_jax.data.pipeline import Data, place
+from mlm_jax.distributed import StopSignals
+from mlm_jax.evaluate.completions import PROMPTS, complete
+from mlm_jax.inference.engine import generate
+from mlm_jax.layout import Layout
+from mlm_jax.metrics import MetricsLog
+from mlm_jax.step import Steps
+
+
+class Examination:
+    """Writes rows of metrics about the weights of a step."""
+
+    def __init__(
+        self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
+        stop: StopSignals,
+    ):  # fmt: skip
+        self.run, self.layout, self.data, self.steps = run, layout, data, steps
+        self.rows, self.stop = rows, stop
+
+    def hold(self, params: nnx.State, step: int, last: bool) -> bool:
+        """All parts that metrics.jsonl does not have yet, completions at the last step only.
+
+        A signal ends it, between two batches of the evaluation too. Returns whether all is there.
+        """
+        parts = {"eval": self.evaluate, "sample": self.sample}
+        if last:
+            parts["completions"] = self.complete
+        done = self.rows.names(step)
+        for name, write in parts.items():
+            if self.stop:
+                return False
+            if name not in done:
+                write(params, step)
+        return True
+
+    def evaluate(self, params: nnx.State, step: int) -> None:
+        """A row of held-out loss."""
+        valid, B = self.data.valid, self.run.train.global_batch_size
+        if not valid:
+            return
+        nats = weight = n_bytes = 0.0
+        for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
+            if self.stop:
+                return
+            batch = valid.batch(k, once=True)
+            sums = self.steps.evaluate(params, place(batch, self.layout))
+            nats, weight = nats + float(sums[0]), weight + float(sums[1])
+            if self.token_bytes is not None:
+                n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
+        bits = nats / math.log(2) / n_bytes if n_bytes else None
+        self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
+
+    def sample(self, params: nnx.State, step: int) -> None:
+        """A few words after a prompt, where there is a tokenizer."""
+        prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
+        if prompt and tokenizer:
+            room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
+            if room >= 8:
+                text = generate(self.model(params), [prompt], max_tokens=room, seed=step)[0]
+                self.rows.write("event", step, event="sample", prompt=prompt, text=text)
+
+    def complete(self, params: nnx.State, step: int) -> None:
+        """With the built-in corpus: what its completions are worth, beside two simple baselines."""
+        if self.data.corpus and self.run.model.seq_len >= 128:
+            self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
+            rows = complete(self.model(params), seed=self.run.train.seed)
+            self.rows.write("event", step, event="completions", completions=rows)
+
+    def model(self, params: nnx.State) -> Any:
+        model = nnx.merge(self.steps.graphdef, params)
+        model.tokenizer = self.data.tokenizer
+        return model
+
+    def sample_prompt(self) -> str | None:
+        if self.data.tokenizer is None or self.data.corpus:
+            return PROMPTS[0] if self.data.corpus else None
+        held_out = self.data.valid or self.data.train
+        return self.data.tokenizer.decode(held_out.batch(0)["tokens"][0, :16].tolist())
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0."""
+        if self.data.tokenizer is None:
+            return None
+        known = self.data.tokenizer.token_bytes()
+        return np.pad(known, (0, self.run.model.vocab_size - len(known)))
