@@ -153,7 +153,9 @@ def origin(path: str) -> str:
 
 
 PHASES = {"rematted_computation": "recomputed", "transpose(": "backward", "jvp(": "forward"}
-STRUCTURE = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}
+STRUCTURE = {
+    "while", "body", "cond", "closed_call", "eval_jaxpr", "checkpoint", "rematted_computation",
+}  # fmt: skip
 
 
 def table(rows: list[Operation], span: Span) -> str:
