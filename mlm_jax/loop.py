@@ -54,8 +54,8 @@ def train(
     stop: signals caught since before this call; None: from here on.
     profile: steps to trace into workdir/profile.
 
-    Raises ConfigError, LayoutError, DataError or CheckpointError before anything is compiled, and MlmJaxError
-    where the run fails: steps that are not finite, or files that cannot be written.
+    Raises ConfigError, LayoutError, DataError or CheckpointError before anything is compiled, and
+    MlmJaxError where the run fails: steps that are not finite, or files that cannot be written.
     """
     workdir, last = Path(workdir), run.train.steps
     refuse_several()
