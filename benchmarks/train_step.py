@@ -9,14 +9,13 @@ on a GPU one contestant is measured after the other. All train with AdamW and cl
 """
 
 import argparse
-import json
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+from contest import hold, on_gpu, print_ratios, serve
 
 Shape = dict[str, Any]
 CPU = {"n_layers": 6, "d_model": 384, "n_heads": 6, "seq_len": 256, "batch": 8, "dtype": "float32"}
@@ -34,7 +33,7 @@ SHAPES: dict[str, Shape] = {
         "seq_len": 4096, "batch": 2, "vocab_size": 128256, "tied": False,
     },
 }  # fmt: skip
-H200_PEAK = 989e12  # bf16, dense; also of the H100 SXM
+PEAK = 989e12  # bf16, dense; also of the H100 SXM
 
 
 class Ours:
@@ -145,49 +144,6 @@ CONTESTANTS = {
 }
 
 
-def contest(name: str, shape: str) -> None:
-    """A contestant's process: a number of steps on each line of stdin, a JSON object for each."""
-    one = CONTESTANTS[name](SHAPES[shape])
-    one.run(2)
-    print(json.dumps(one.facts), flush=True)
-    for line in sys.stdin:
-        steps, begun, cpu = int(line), time.perf_counter(), time.process_time()
-        loss = one.run(steps)
-        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({
-            "step_s": seconds / steps, "cpu_s": cpu / steps, "loss": loss,
-            "memory_gib": one.memory_gib() or rss,
-        }), flush=True)  # fmt: skip
-
-
-class Contestant:
-    def __init__(self, name: str, shape: str):
-        command = [sys.executable, __file__, "--contestant", name, "--shapes", shape]
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.name, self.rows, self.facts = name, [], self.answer()
-
-    def answer(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
-
-    def turn(self, steps: int) -> None:
-        print(steps, file=self.process.stdin, flush=True)
-        self.rows.append(self.answer())
-
-    def median(self, key: str) -> float:
-        return statistics.median(row[key] for row in self.rows)
-
-    def leave(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def flops(shape: Shape) -> float:
     from mlm_jax.metrics import flops_per_step
 
@@ -215,76 +171,44 @@ def matrix_product_flops() -> float:
     return 50 * 2 * n**3 / (time.perf_counter() - begun)
 
 
-def compare(shape: str, names: list[str], rounds: int, steps: int, on_gpu: bool) -> None:
-    dims, field = SHAPES[shape], []
+def compare(shape: str, names: list[str], rounds: int, steps: int, gpu: bool) -> None:
+    dims = SHAPES[shape]
     print(f"\n{shape}: {dims}", flush=True)
-    for name in names:
-        try:
-            field.append(Contestant(name, shape))
-        except RuntimeError as why:
-            print(f"  left out: {why}")
-            continue
-        if on_gpu:  # alone on the device
-            for _ in range(rounds):
-                field[-1].turn(steps)
-            field[-1].leave()
-    if not on_gpu:
-        for _ in range(rounds):
-            for one in field:
-                one.turn(steps)
-        for one in field:
-            one.leave()
+    field = hold(names, ["--shapes", shape], rounds, steps, together=not gpu)
     tokens = dims["batch"] * dims["seq_len"]
-    peers = [one for one in field if one.name.startswith("torch")]
-    print(
-        f"  {'':26}tokens/s  ms/step  CPU s/step  compile s  GiB"
-        + ("  TFLOP/s  MFU" if on_gpu else "")
-    )
+    columns = "tokens/s  ms/step  CPU s/step  compile s   GiB"
+    print(f"  {'':26}{columns}{'  TFLOP/s  MFU' if gpu else ''}")
     for one in field:
-        step = one.median("step_s")
+        step, facts = one.median("wall_s"), one.facts
         row = f"  {one.name:26}{tokens / step:8,.0f} {step * 1e3:8.0f} {one.median('cpu_s'):11.2f}"
-        row += f" {one.facts['compile_s']:10.1f} {max(r['memory_gib'] for r in one.rows):4.1f}"
-        if on_gpu:
-            rate = flops(dims) / step
-            row += f" {rate / 1e12:8.0f} {rate / H200_PEAK:4.0%}"
-        print(
-            row
-            + f"   {one.facts['version']} on {one.facts['device']}, loss {one.rows[-1]['loss']:.3f}"
-        )
-    for one in [one for one in field if one not in peers]:
-        for peer in peers:
-            for key, what in [("step_s", "wall"), ("cpu_s", "CPU seconds")]:
-                ratios = [b[key] / a[key] for a, b in zip(one.rows, peer.rows, strict=True)]
-                print(
-                    f"  {one.name} / {peer.name}, by {what}: {statistics.median(ratios):.2f}"
-                    f" ({min(ratios):.2f} to {max(ratios):.2f})"
-                )
+        row += f" {facts['compile_s']:10.1f} {max(r['memory_gib'] for r in one.rows):5.1f}"
+        if gpu:
+            row += f" {flops(dims) / step / 1e12:8.0f} {flops(dims) / step / PEAK:4.0%}"
+        print(f"{row}   {facts['version']} on {facts['device']}, loss {one.rows[-1]['result']:.3f}")
+    print_ratios(field, [one for one in field if one.name.startswith("torch")])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=" ".join(SHAPES)
-    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help=" ".join(SHAPES))
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="steps a turn")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
-        return contest(args.contestant, args.shapes[0])
-    probe = "import jax; print(jax.default_backend())"
-    backend = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout
-    on_gpu = backend.strip() not in ("cpu", "")
-    if on_gpu:
-        measured = subprocess.run(
-            [sys.executable, "-c", "import train_step; print(train_step.matrix_product_flops())"],
-            capture_output=True, text=True, cwd=os.path.dirname(os.path.abspath(__file__)),
-        ).stdout  # fmt: skip
-        print(f"a product of 8192 x 8192 bf16 matrices: {float(measured) / 1e12:.0f} TFLOP/s")
-    default = ["gpt-124m", "gpt-1.2b", "llama-8b-layers"] if on_gpu else ["small", "small-50k"]
+        entry = CONTESTANTS[args.contestant](SHAPES[args.shapes[0]])
+        entry.run(2)
+        return serve(entry)
+    gpu = on_gpu()
+    if gpu:
+        code = "import train_step; print(train_step.matrix_product_flops())"
+        here = os.path.dirname(os.path.abspath(__file__))
+        found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=here)
+        print(f"a product of 8192 x 8192 bf16 matrices: {float(found.stdout) / 1e12:.0f} TFLOP/s")
+    default = ["gpt-124m", "gpt-1.2b", "llama-8b-layers"] if gpu else ["small", "small-50k"]
     for shape in args.shapes or default:
-        compare(shape, args.contestants, args.rounds, args.steps, on_gpu)
+        compare(shape, args.contestants, args.rounds, args.steps, gpu)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,19 @@ def linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
 
 @jax.custom_vjp
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [..., I] @ w [I, O]. The gradient of w comes out as [I, O], not transposed as JAX's own."""
+    """x [..., I] @ w [I, O]; for the gradient of w the smaller of x and g is turned over.
+
+    XLA:CPU copies the transposed operand, which for a wide one takes as long as the product.
+    """
     return x @ w
 
 
 def _product_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     tokens = tuple(range(x.ndim - 1))
-    return g @ w.T, jax.lax.dot_general(x, g, ((tokens, tokens), ((), ())))
+    over_tokens = lambda a, b: jax.lax.dot_general(a, b, ((tokens, tokens), ((), ())))  # noqa: E731
+    narrow = x.shape[-1] <= g.shape[-1]
+    return g @ w.T, over_tokens(x, g) if narrow else over_tokens(g, x).T
 
 
 product.defvjp(lambda x, w: (x @ w, (x, w)), _product_bwd)
