@@ -46,7 +46,7 @@ class BadSteps:
         newest = f"The newest checkpoint is of step {saved}" if saved else "Nothing was saved yet"
         raise MlmJaxError(
             f"{which} not applied, as loss or gradient is not finite: loss {metrics['loss']:g},"
-            f" gradient norm {metrics['grad_norm']:g}, weights whose gradient is not finite: {named}."
+            f" gradient norm {metrics['grad_norm']:g}, weights with such a gradient: {named}."
             f" {newest}. Lower optimizer.lr; look at the batch,"
             f" mlm_jax.data.pipeline.open_data(run).train.batch({step - 1}); or leave such steps"
             f" out with train.bad_steps_limit={10 * n}"
