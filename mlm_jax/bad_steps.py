@@ -32,22 +32,22 @@ class BadSteps:
     def check(self, saved: int) -> None:
         """Raises MlmJaxError once there were too many. saved: step of the newest checkpoint, or 0.
 
-        No bad step is in a checkpoint: whoever saves checks before. Started again, the run comes to
-        the same step with the same weights.
+        To be called before every save: then no checkpoint is from after such a step, and the run,
+        started again, comes to it with the same weights.
         """
         if self._last is None:
             return
         step, metrics = self._last
         n, weights = self.limit, self.not_finite(metrics)
-        which = f"step {step}" if n == 1 else f"{n} steps in a row, to step {step},"
+        which = f"step {step} was" if n == 1 else f"{n} steps in a row, to step {step}, were"
         named = f"{', '.join(weights[:4])}{f' and {len(weights) - 4} more' * (len(weights) > 4)}"
         if len(weights) in (0, len(self.weights)):
             named = "all" if weights else "none by itself"
         newest = f"The newest checkpoint is of step {saved}" if saved else "Nothing was saved yet"
         raise MlmJaxError(
-            f"{which} had a loss or gradient that is not finite; it was not applied. Loss"
-            f" {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}; weights whose gradient"
-            f" is not finite: {named}. {newest}. Lower optimizer.lr; look at the batch,"
+            f"{which} not applied, as loss or gradient is not finite: loss {metrics['loss']:g},"
+            f" gradient norm {metrics['grad_norm']:g}, weights with such a gradient: {named}."
+            f" {newest}. Lower optimizer.lr; look at the batch,"
             f" mlm_jax.data.pipeline.open_data(run).train.batch({step - 1}); or leave such steps"
             f" out with train.bad_steps_limit={10 * n}"
         )

@@ -189,8 +189,8 @@ def test_a_step_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint_before
         train(tiny(train__log_every=10, checkpoint__every=3), tmp_path)
     assert type(why.value) is MlmJaxError  # exit status 1, not 2
     for said in (
-        "step 7 had a loss or gradient that is not finite; it was not applied",
-        "Loss nan, gradient norm nan; weights whose gradient is not finite: all",
+        "step 7 was not applied, as loss or gradient is not finite",
+        "loss nan, gradient norm nan, weights with such a gradient: all",
         "The newest checkpoint is of step 6",
         "open_data(run).train.batch(6)",
         "train.bad_steps_limit=10",

@@ -326,25 +326,25 @@ def order(row: dict) -> tuple:
     return row["step"], row["kind"], row.get("event", "")
 
 
-def test_a_second_signal_ends_the_process_even_while_it_compiles(tmp_path):
-    """Python calls no handler while the main thread is inside XLA."""
-    env = os.environ | {"XLA_FLAGS": ""}
-    deep = command(tmp_path, **{"model.dropout": 0.2})
-    process = subprocess.Popen(deep, env=env, stderr=subprocess.DEVNULL)
+def test_a_second_signal_ends_the_process_even_while_it_is_inside_xla():
+    """Python calls no handler there, and a large model compiles for minutes."""
+    code = (
+        "import jax\n"
+        "from mlm_jax.distributed import StopSignals\n"
+        "endless = lambda x: jax.lax.while_loop(lambda x: x < 2, jax.numpy.cos, x)\n"
+        "with StopSignals():\n"
+        "    program = jax.jit(endless).lower(1.0).compile()\n"
+        "    print('inside', flush=True)\n"
+        "    program(1.0).block_until_ready()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: "compiling" in events(tmp_path))
-        time.sleep(1)  # tracing is over
+        assert process.stdout.readline() == "inside\n"
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
-        assert process.wait(20) == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 0.5
-        assert "compiled" not in events(tmp_path)
+        assert process.wait(10) == 128 + signal.SIGTERM
     finally:
         process.kill()
-
-
-def events(workdir: Path) -> set[str]:
-    return {row["event"] for row in rows_of(workdir, "event")}

@@ -32,7 +32,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, cfg: CheckpointConfig | None = None):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors reach us as exceptions
         self.folder = (workdir / "checkpoints").absolute()
-        self._saving: int | None = None  # the newest step whose save was begun
+        self._saving, self._bytes = 0, 0  # step and size of the newest save that was begun
         self._whole, self.damaged = None, []
         if cfg:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
@@ -102,7 +102,6 @@ class Checkpoints:
     def restore(self, abstract: Any, step: int | None = None) -> Any:
         """The state at a step, or the newest, laid out as `abstract` says."""
         step = self._known(step)
-        self._require_whole(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(named(abstract)))
         with self._readable(step):
             return unnamed(abstract, self._manager.restore(step, args=args)["state"])
@@ -110,7 +109,6 @@ class Checkpoints:
     def restore_params(self, abstract: Any, step: int | None = None) -> Any:
         """Only the weights of a step, laid out as `abstract` says; moments are not read."""
         step = self._known(step)
-        self._require_whole(step)
         target = {"params": named(abstract)}
         args = ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -124,16 +122,16 @@ class Checkpoints:
     def _readable(self, step: int) -> Iterator[None]:
         """Whatever Orbax and TensorStore raise, and they raise many things, as one message."""
         try:
+            if step != self._whole:  # which has been read through already
+                require_whole(self.folder / str(step))
             yield
+        except CheckpointError:
+            raise
         except Exception as why:
             raise CheckpointError(
                 f"{self.folder / str(step)} cannot be read ({type(why).__name__}:"
                 f" {str(why)[:300]}); remove that folder to go on from an older step"
             ) from why
-
-    def _require_whole(self, step: int) -> None:
-        if step != self._whole:  # which has been read through already
-            require_whole(self.folder / str(step))
 
     def _known(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())

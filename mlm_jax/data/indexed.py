@@ -69,7 +69,7 @@ class IndexedDataset:
         ends = self._tokens[:1_000_000], self._tokens[-1_000_000:]
         crc32 = 0
         for part in (self.lengths, self.documents, *ends):
-            crc32 = zlib.crc32(np.ascontiguousarray(part), crc32)
+            crc32 = zlib.crc32(np.ascontiguousarray(part).data, crc32)
         counts = {"documents": len(self.documents) - 1, "sequences": len(self)}
         return counts | {"tokens": self.n_tokens, "dtype": self.dtype.name, "crc32": crc32}
 

@@ -60,6 +60,22 @@ def test_no_tokens_can_be_read(tmp_path):
     assert (len(indexed), indexed.n_tokens, indexed.tokens(0).size) == (1, 0, 0)
 
 
+def test_a_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    texts = {
+        "a": [[[1, 2, 3], [4]], [[5]]], "same": [[[1, 2, 3], [4]], [[5]]],
+        "token": [[[1, 2, 9], [4]], [[5]]], "lengths": [[[1, 2], [3, 4]], [[5]]],
+        "documents": [[[1, 2, 3]], [[4], [5]]], "empty": [],
+    }  # fmt: skip
+    prints = {n: write(tmp_path / n, t).fingerprint() for n, t in texts.items()}
+    assert prints["a"] == prints["same"]
+    assert prints["a"] == {
+        "documents": 2, "sequences": 3, "tokens": 5, "dtype": "uint16",
+        "crc32": prints["a"]["crc32"],
+    }  # fmt: skip
+    others = [prints[n]["crc32"] for n in ("token", "lengths", "documents", "empty")]
+    assert len({prints["a"]["crc32"], *others}) == 5
+
+
 def test_pickle_sends_the_path_not_the_tokens():
     sent = pickle.dumps(IndexedDataset(GOLDEN))
     assert len(sent) < 1000
