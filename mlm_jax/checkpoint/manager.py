@@ -134,6 +134,7 @@ class Checkpoints:
             ) from why
 
     def _known(self, step: int | None) -> int:
+        self.wait()
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise CheckpointError(
