@@ -21,7 +21,7 @@ class Entry(Protocol):
 
 
 def serve(entry: Entry) -> None:
-    """In a contestant's process: an amount of work on each line of stdin, a JSON object for each."""
+    """In a contestant's process: an amount of work on each line of stdin, JSON for each."""
     print(json.dumps(entry.facts), flush=True)
     for line in sys.stdin:
         amount, begun, cpu = int(line), time.perf_counter(), time.process_time()

@@ -31,6 +31,13 @@ STYLES: dict[str, dict[str, Any]] = {
         "norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "n_kv_heads": 2,
         "bias": False, "tied": False,
     },
+    "nouns": {  # all that the two others lack; the second layer sees all, and rotates nothing
+        "norm": "rmsnorm", "positions": "rotary", "rope_scaling": "llama3", "rope_factor": 4.0,
+        "rope_original_seq_len": 16, "nope_every": 2, "window": 8, "global_every": 2,
+        "activation": "geglu", "parallel": True, "qk_norm": True, "attention_softcap": 5.0,
+        "logit_softcap": 10.0, "embedding_scale": 2.0, "residual_scale": 0.5,
+        "attention_scale": 0.3, "logit_scale": 0.7,
+    },
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp": {"dp": 8},
