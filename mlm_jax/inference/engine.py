@@ -16,6 +16,7 @@ import numpy as np
 from mlm_jax.errors import ConfigError
 from mlm_jax.inference.sampling import Sampling, choose
 from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.weight import unstacked
 from mlm_jax.models import relaid
 
 STOP_CHECK = 16  # tokens between looks for stop strings
@@ -102,7 +103,7 @@ def generate_ids(
 class Turn(NamedTuple):
     """Where the rows of a batch are. out [B, S]: new tokens; at [B]: position of the next."""
 
-    cache: Cache
+    cache: Cache | tuple[Cache, ...]
     logits_BV: jax.Array
     seen_BV: jax.Array
     at_B: jax.Array
@@ -121,7 +122,14 @@ def prefill(
     last_B1D = jnp.take_along_axis(h_BPD, (lengths_B - 1)[:, None, None], axis=1)
     out_BN = jnp.full((B, slots), -1, jnp.int32)
     logits_BV = model.logits(last_B1D)[:, 0]
+    if layers_apart(model):
+        cache = cache.split()
     return Turn(cache, logits_BV, seen_BV, lengths_B, out_BN, jnp.zeros(B, bool), jnp.int32(0))
+
+
+def layers_apart(model: Any) -> bool:
+    """XLA:CPU takes a copy of what it slices: in every turn, all weights and caches of a stack."""
+    return not model.layout.on_gpu()
 
 
 @partial(jax.jit, static_argnames="greedy", donate_argnames="turn")
@@ -133,11 +141,13 @@ def decode(
     B = turn.at_B.shape[0]
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
 
+    blocks = unstacked(model.blocks) if layers_apart(model) else None  # once, before the loop
+
     def add(turn: Turn) -> Turn:
         keys = jax.vmap(jax.random.fold_in)(keys_B, turn.at_B)
         token_B = choose(turn.logits_BV, turn.seen_BV, sampling, keys, greedy)
         token_B = jnp.where(turn.done_B, eod, token_B)
-        h_B1D, cache = model.extend(token_B[:, None], turn.at_B[:, None], turn.cache)
+        h_B1D, cache = model.extend(token_B[:, None], turn.at_B[:, None], turn.cache, blocks)
         seen_BV = turn.seen_BV | (jnp.arange(turn.seen_BV.shape[1]) == token_B[:, None])
         done_B = turn.done_B | (token_B == eod)
         out_BN = turn.out_BN.at[:, turn.n].set(token_B)

@@ -84,7 +84,7 @@ class Attention(nnx.Module):
             q_BTNH, k_BTKH = (self._rotated(x, view.angles_BTh, layer) for x in (q_BTNH, k_BTKH))
         if cache is not None:
             cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH, self.layout)
-            k_BKSH, v_BKSH = cache.k_LBKSH[layer], cache.v_LBKSH[layer]
+            k_BKSH, v_BKSH = cache.read(layer)
         else:
             k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device

@@ -106,6 +106,18 @@ def stacked(block: M, n_layers: int) -> M:
     return jax.tree.map(stack, block, is_leaf=is_weight)
 
 
+def unstacked(blocks: M) -> list[M]:
+    """The blocks of a stack, each with its own weights."""
+
+    def layer(number: int) -> M:
+        def one(w: nnx.Variable) -> nnx.Variable:
+            return w.replace(w[...][number], out_sharding=w.get_metadata()["out_sharding"][1:])
+
+        return jax.tree.map(one, blocks, is_leaf=is_weight)
+
+    return [layer(n) for n in range(jax.tree.leaves(blocks)[0].shape[0])]
+
+
 def materialise(params: nnx.State, seed: int) -> nnx.State:
     """First values of declared weights: of each, a function of (seed, path, layer) only."""
 

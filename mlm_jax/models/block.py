@@ -1,5 +1,6 @@
 """A transformer block, and the scan over a stack of them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +80,17 @@ def run_blocks(
     if seen is not None:
         seen.update(by_layer)
     return carry
+
+
+def run_apart(
+    blocks: Sequence[Block], x_BTD: jax.Array, view: View, caches: tuple[Cache, ...]
+) -> tuple[jax.Array, tuple[Cache, ...]]:
+    """x through blocks that have their own weights and caches each (layers.weight.unstacked)."""
+    written = []
+    for number, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
+        x_BTD, cache = block(x_BTD, view, None, cache, jnp.int32(number))
+        written.append(cache)
+    return x_BTD, tuple(written)
 
 
 KEPT = ("qkv", "attention", "mlp_up", "block_out")

@@ -1,5 +1,8 @@
 """The decoder-only transformer: GPT-2, Llama and what lies between, by the nouns of ModelConfig."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +16,7 @@ from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.watch import Seen, see
 from mlm_jax.layers.weight import gathered, stacked
 from mlm_jax.layout import Layout
-from mlm_jax.models.block import Block, run_blocks
+from mlm_jax.models.block import Block, run_apart, run_blocks
 
 
 class Gpt(nnx.Module):
@@ -61,23 +64,29 @@ class Gpt(nnx.Module):
             return self.head(gathered(h_BTD, self.layout), self.head.matrix(self.embedding))
 
     def extend(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Hidden states of more tokens at these positions, which see the cache; and the cache."""
-        view = View.of(self.cfg, positions_BT, None, slots=cache.k_LBKSH.shape[3])
-        h_BTD, extended = self._hidden(tokens_BT, view, None, cache)
-        assert extended is not None
-        return h_BTD, extended
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | tuple[Cache, ...],
+        apart: Sequence[Block] | None = None,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """Hidden states of more tokens at these positions, which see the cache; and the cache.
+
+        apart: the blocks as `layers.weight.unstacked` gives them, each with a cache of its own.
+        """
+        slots = jax.tree.leaves(cache)[0].shape[3]
+        view = View.of(self.cfg, positions_BT, None, slots=slots)
+        return self._hidden(tokens_BT, view, None, cache, apart=apart)
 
     def _hidden(
-        self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Cache | None,
-        seen: Seen | None = None,
-    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Any,
+        seen: Seen | None = None, apart: Sequence[Block] | None = None,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
         with jax.named_scope("embedding"):
             x_BTD = self.embedding(tokens_BT, view.positions_BT)
             x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
             x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
-        x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat, seen)
+        if apart is None:
+            x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat, seen)
+        else:
+            x_BTD, cache = run_apart(apart, x_BTD, view, cache)
         h_BTD = self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None)
         see(seen, "hidden", h_BTD)
         return h_BTD, cache
