@@ -18,8 +18,9 @@ import jax
 
 import mlm_jax.loop
 from mlm_jax.commands import parse
-from mlm_jax.config import RunConfig, load_config
+from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import open_data, place
+from mlm_jax.door import load_config
 from mlm_jax.host import keep_freed_memory
 from mlm_jax.layout import Layout
 from mlm_jax.metrics import read_rows

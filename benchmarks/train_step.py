@@ -46,7 +46,7 @@ class Ours:
         import jax
         import numpy as np
 
-        from mlm_jax.config import from_dict
+        from mlm_jax.door import from_dict
         from mlm_jax.layout import Layout
         from mlm_jax.step import make_steps
 

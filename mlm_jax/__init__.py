@@ -8,7 +8,7 @@ import importlib.metadata
 from typing import Any
 
 EXPORTS = {
-    "load_config": "mlm_jax.config",
+    "load_config": "mlm_jax.door",
     "RunConfig": "mlm_jax.config",
     "Layout": "mlm_jax.layout",
     "build": "mlm_jax.models",

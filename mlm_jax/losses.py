@@ -57,9 +57,10 @@ def next_token_nats(
             layout.constrain(x, "batch", *(None,) * (x.ndim - 1)).reshape(n, -1, *x.shape[4:])
             for x in (h, targets, weights)
         )
-        logits_nMV = model.head(h, w_nVD)
-        log_z_nM = jax.nn.logsumexp(logits_nMV, axis=-1)
-        nats = ((log_z_nM - target_logit(logits_nMV, targets)) * weights).sum()
+        with jax.named_scope("head"):
+            logits_nMV = model.head(h, w_nVD)
+            log_z_nM = jax.nn.logsumexp(logits_nMV, axis=-1)
+            nats = ((log_z_nM - target_logit(logits_nMV, targets)) * weights).sum()
         return Nats(nats + z_loss * (log_z_nM**2 * weights).sum(), jax.lax.stop_gradient(nats))
 
     # A copy of the matrix for each part of the batch: its gradient is summed over the chunks where

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mlm_jax.config import RunConfig, from_dict
+from mlm_jax.config import RunConfig
+from mlm_jax.door import from_dict
 
 FLAGS = {
     "--xla_force_host_platform_device_count": 8,

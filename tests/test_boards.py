@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from mlm_jax.boards import check_wandb, curves, open_wandb
-from mlm_jax.config import from_dict
+from mlm_jax.door import from_dict
 from mlm_jax.errors import ConfigError
 from mlm_jax.metrics import MetricsLog
 

@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_jax.config import (
-    KEYS,
-    SECTIONS,
-    RunConfig,
-    defaults,
-    from_dict,
-    load_config,
-    shipped_configs,
-)
+from mlm_jax.config import KEYS, SECTIONS, RunConfig, defaults
+from mlm_jax.door import from_dict, load_config, shipped_configs
 from mlm_jax.errors import ConfigError
 
 CONFIGS = sorted(shipped_configs().glob("*.py"))

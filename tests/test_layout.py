@@ -6,7 +6,8 @@ import jax
 import pytest
 from flax import nnx
 
-from mlm_jax.config import LayoutConfig, load_config
+from mlm_jax.config import LayoutConfig
+from mlm_jax.door import load_config
 from mlm_jax.errors import LayoutError
 from mlm_jax.layout import MESH_AXES, PRESETS, Layout, P, resolve
 from mlm_jax.models import build, declare

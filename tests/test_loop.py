@@ -15,7 +15,8 @@ import pytest
 
 import mlm_jax.loop
 from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.config import RunConfig, load_config
+from mlm_jax.config import RunConfig
+from mlm_jax.door import load_config
 from mlm_jax.errors import CheckpointError, MlmJaxError
 from mlm_jax.layout import Layout
 from mlm_jax.loop import Story, train

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from mlm_jax.config import from_dict
+from mlm_jax.door import from_dict
 from mlm_jax.layers.weight import is_weight
 from mlm_jax.layout import path_name
 from mlm_jax.losses import next_token_nats

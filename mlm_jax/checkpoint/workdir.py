@@ -15,8 +15,9 @@ import jax
 from flax import nnx
 
 from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.config import KEYS, RunConfig, from_dict
+from mlm_jax.config import KEYS, RunConfig
 from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.door import from_dict
 from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare

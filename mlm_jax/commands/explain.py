@@ -3,7 +3,7 @@
 import math
 
 from mlm_jax.commands import add_config, command_parser, parse
-from mlm_jax.config import load_config
+from mlm_jax.door import load_config
 
 
 def main(argv: list[str]) -> int:

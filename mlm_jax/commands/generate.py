@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if other := [key for key in overrides if not key.startswith("layout.")]:
         raise ConfigError(f"{', '.join(other)}: only layout.* can be set; the model is the run's")
     from mlm_jax.checkpoint.workdir import load, read_run
-    from mlm_jax.config import from_dict
+    from mlm_jax.door import from_dict
     from mlm_jax.inference.engine import generate
     from mlm_jax.layout import Layout
 

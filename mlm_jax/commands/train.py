@@ -1,8 +1,8 @@
 """mlm-jax train"""
 
 from mlm_jax.commands import add_config, command_parser, parse, path
-from mlm_jax.config import load_config
 from mlm_jax.distributed import StopSignals
+from mlm_jax.door import load_config
 from mlm_jax.host import keep_freed_memory
 from mlm_jax.profiling import Span
 

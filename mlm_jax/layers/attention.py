@@ -119,7 +119,7 @@ class Attention(nnx.Module):
                 everything = jnp.iinfo(jnp.int32).max
                 window = jnp.where((layer + 1) % every == 0, everything, window)
             formula = formula._replace(window=None)
-        if cached and window is not None:
+        if cached and mask is not None and window is not None:
             back_BTS = view.positions_BT[..., None] - jnp.arange(k_BKSH.shape[2])
             mask, window = mask & (back_BTS < window)[:, None], None
         if not self._uses_cudnn(view, cached, q_BTNH.dtype):

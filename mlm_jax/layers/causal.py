@@ -83,8 +83,8 @@ def _backward(formula: Formula, saved: tuple[Operands, jax.Array, jax.Array], g:
         dk = dk.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
         dv = dv.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
     dq = jnp.concatenate(dqs, axis=3) * formula.scale
-    grads = (dq, dk * formula.scale, dv)
-    return (Operands(*(x.astype(g.dtype) for x in grads), None, None),)
+    dq, dk, dv = (x.astype(g.dtype) for x in (dq, dk * formula.scale, dv))
+    return (Operands(dq, dk, dv, None, None),)
 
 
 _attend = jax.custom_vjp(lambda formula, of: _forward(formula, of)[0], nondiff_argnums=(0,))
@@ -108,12 +108,13 @@ def _scores(
     s = _dot("BKGTH,BKSH->BKGTS", of.q[..., rows, :], of.k[:, :, keys]) * formula.scale
     if formula.softcap:
         s = formula.softcap * jnp.tanh(s / formula.softcap)
-    seen = True if of.mask is None else of.mask[:, :, None, rows, keys]
+    seen = jnp.array(True) if of.mask is None else of.mask[:, :, None, rows, keys]
     if of.q.shape[3] == of.k.shape[2]:
         back = jnp.arange(rows.start, rows.stop)[:, None] - jnp.arange(keys.start, keys.stop)
         seen &= back >= 0
         for window in (formula.window, of.window):
-            seen &= True if window is None else back < window
+            if window is not None:
+                seen &= back < window
     return s, seen
 
 

@@ -230,7 +230,7 @@ def test_a_layout_that_does_not_fit_is_refused(refused, settings, said):
 
 def test_explain_shows_any_number_of_devices_at_once(capsys):
     layout = ["--config.layout.fsdp=64", "--config.layout.tp=8"]
-    assert done("explain", "--config", "llama:8b", "--devices", 512, *layout) == 0
+    assert done("explain", "--config", "llama:3-8b", "--devices", 512, *layout) == 0
     out = capsys.readouterr().out
     up = next(line for line in out.splitlines() if line.startswith("blocks.mlp.up"))
     assert up.split()[1:5] == ["32x4096x14336", "layer", "embed", "mlp"]
@@ -250,7 +250,7 @@ def test_explain_shows_any_number_of_devices_at_once(capsys):
     ],
 )
 def test_explain_says_what_weights_and_optimizer_take(words, times, capsys):
-    assert done("explain", "--config", "llama:8b", *shlex.split(words)) == 0
+    assert done("explain", "--config", "llama:3-8b", *shlex.split(words)) == 0
     held = re.search(r"([\d.]+) GiB of weights .* ([\d.]+) with the", capsys.readouterr().out)
     assert float(held[2]) == pytest.approx(float(held[1]) * times, rel=5e-3)
 

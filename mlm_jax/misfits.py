@@ -1,0 +1,114 @@
+"""Settings that contradict each other, or that would do nothing."""
+
+import dataclasses
+import math
+
+from mlm_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
+
+
+def misfits(run: RunConfig) -> list[str]:
+    """Settings that contradict each other, or that would do nothing."""
+    m, t, d = run.model, run.train, run.data
+    checks = [
+        (m.head_dim == m.d_model // m.n_heads and m.d_model % m.n_heads,
+         f"model.d_model={m.d_model} does not divide by model.n_heads={m.n_heads}; try n_heads"
+         f" {near_divisors(m.d_model, m.n_heads)}, or set model.head_dim"),
+        (m.n_heads % m.n_kv_heads,
+         f"model.n_kv_heads={m.n_kv_heads} does not divide model.n_heads={m.n_heads}; try"
+         f" {near_divisors(m.n_heads, m.n_kv_heads)}"),
+        (m.positions == "rotary" and m.head_dim % 2,
+         f"model.head_dim={m.head_dim} is odd; model.positions='rotary' rotates pairs"),
+        *[(m.positions != "rotary" and getattr(m, key) != getattr(ModelConfig, key),
+           f"model.{key}={getattr(m, key)} does nothing without model.positions='rotary'")
+          for key in ("rotary_base", "rope_scaling", "nope_every")],
+        (m.rope_scaling == "none" and m.rope_factor != 1.0,
+         f"model.rope_factor={m.rope_factor} does nothing with model.rope_scaling='none'"),
+        (m.rope_scaling != "none" and m.rope_factor == 1.0,
+         f"model.rope_scaling={m.rope_scaling!r} does nothing with model.rope_factor=1; try 8"),
+        *[(m.rope_scaling in ("none", "linear") and getattr(m, key) != getattr(ModelConfig, key),
+           f"model.{key}={getattr(m, key)} does nothing with model.rope_scaling={m.rope_scaling!r}")
+          for key in ("rope_original_seq_len", "rope_low", "rope_high")],
+        (m.rope_low >= m.rope_high,
+         f"model.rope_low={m.rope_low} is not below model.rope_high={m.rope_high}"),
+        (m.global_every and not m.window,
+         f"model.global_every={m.global_every} does nothing without model.window"),
+        (m.window and m.window >= m.seq_len,
+         f"model.window={m.window} does nothing in a context of model.seq_len={m.seq_len}"),
+        *[(m.attention == "cudnn" and getattr(m, key),
+           f"model.attention='cudnn' has no model.{key}={getattr(m, key)}; try 'auto'")
+          for key in ("attention_softcap", "global_every")],
+        (m.attention == "cudnn" and m.dtype != "bfloat16",
+         f"model.attention='cudnn' does not compute in model.dtype={m.dtype!r}; try bfloat16"),
+        (m.attention == "cudnn" and not d.cross_document_attention,
+         "model.attention='cudnn' is given no mask between packed documents; try"
+         " model.attention='auto', or data.cross_document_attention=True"),
+        (t.global_batch_size % t.accumulate,
+         f"train.global_batch_size={t.global_batch_size} does not divide by train.accumulate="
+         f"{t.accumulate}; try accumulate {near_divisors(t.global_batch_size, t.accumulate)}"),
+        (d.path is None and d.tokenizer is not None,
+         f"data.tokenizer={d.tokenizer!r} does nothing with the built-in corpus; set data.path"),
+        (d.path is None and d.split != DataConfig.split,
+         f"data.split={d.split!r} does nothing: the built-in corpus holds out files of its own"),
+    ]  # fmt: skip
+    return [message for wrong, message in checks if wrong] + optimizer_misfits(run)
+
+
+def optimizer_misfits(run: RunConfig) -> list[str]:
+    m, o = run.model, run.optimizer
+    default = {field.name: field.default for field in dataclasses.fields(OptimizerConfig)}
+    never_ends = o.schedule in ("constant", "inverse_sqrt")
+    warm, decay, last = o.warmup_steps, o.decay_steps, o.wsd_decay_steps
+    checks = [
+        (o.min_lr > o.lr, f"optimizer.min_lr={o.min_lr} is above optimizer.lr={o.lr}"),
+        (o.schedule == "constant" and o.min_lr,
+         f"optimizer.min_lr={o.min_lr} does nothing: optimizer.schedule='constant' never decays;"
+         " set optimizer.min_lr=0"),
+        (never_ends and decay,
+         f"optimizer.decay_steps={decay} does nothing: optimizer.schedule={o.schedule!r} has no"
+         " last step; set optimizer.decay_steps=None"),
+        (not never_ends and decay and warm >= decay,
+         f"optimizer.warmup_steps={warm} leaves nothing of optimizer.decay_steps={decay} to decay"),
+        (o.schedule == "wsd" and not last,
+         "optimizer.schedule='wsd' needs optimizer.wsd_decay_steps; try"
+         f" {max((decay or run.train.steps) // 10, 1)}"),
+        (o.schedule == "wsd" and decay and last and warm < decay < warm + last,
+         f"optimizer.wsd_decay_steps={last} does not fit into optimizer.decay_steps={decay} after"
+         f" optimizer.warmup_steps={warm}; try wsd_decay_steps {decay and decay - warm}"),
+        (o.weight_decay_schedule != "constant" and o.weight_decay_end is None,
+         f"optimizer.weight_decay_schedule={o.weight_decay_schedule!r} does nothing without"
+         " optimizer.weight_decay_end"),
+        (o.weight_decay_schedule == "constant" and o.weight_decay_end is not None,
+         f"optimizer.weight_decay_end={o.weight_decay_end} does nothing with"
+         " optimizer.weight_decay_schedule='constant'; try linear or cosine"),
+        (o.weight_decay_schedule != "constant" and o.weight_decay_end == o.weight_decay,
+         f"optimizer.weight_decay_end={o.weight_decay_end} is optimizer.weight_decay: nothing"
+         f" changes; set optimizer.weight_decay_schedule='constant' and weight_decay_end=None"),
+        (m.tied and o.head_lr_scale != 1,
+         f"optimizer.head_lr_scale={o.head_lr_scale} does nothing with model.tied=True: the"
+         " embedding's table is the head; set optimizer.embedding_lr_scale"),
+    ]  # fmt: skip
+    for key, (what, users) in USERS.items():
+        value, here = getattr(o, key), getattr(o, what)
+        checks.append((
+            value != default[key] and here not in users,
+            f"optimizer.{key}={value!r} does nothing with optimizer.{what}={here!r}, but with"
+            f" {' or '.join(users)}; leave it at {default[key]}",
+        ))  # fmt: skip
+    return [message for wrong, message in checks if wrong]
+
+
+USERS = {  # settings of an optimizer that not all choices use: which do
+    "b1": ("name", ("adamw", "lion", "muon")),
+    "b2": ("name", ("adamw", "lion", "muon")),
+    "eps": ("name", ("adamw", "muon")),
+    "momentum": ("name", ("muon", "sgd")),
+    "moment_dtype": ("name", ("adamw", "lion", "muon", "sgd")),
+    "wsd_decay_steps": ("schedule", ("wsd",)),
+    "wsd_decay_style": ("schedule", ("wsd",)),
+}
+
+
+def near_divisors(n: int, k: int) -> str:
+    below = [d for d in range(1, min(math.isqrt(n), 10**6) + 1) if n % d == 0]
+    divisors = sorted({*below, *(n // d for d in below)}, key=lambda d: (abs(d - k), d))
+    return " or ".join(str(d) for d in sorted(divisors[:2]))
