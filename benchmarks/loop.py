@@ -4,7 +4,7 @@ python benchmarks/loop.py [--steps 60] [--config.KEY=VALUE ...]
 
 Runs the quickstart's shapes through `mlm_jax.loop`, waiting for each step, so that a second is
 either inside the compiled step or outside of it; evaluations and checkpoints are not counted. Then
-compiles the same step with 4 and with 48 layers, three times each, taking turns.
+compiles the same step with 8 and with 96 layers, three times each, taking turns.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     inside, total = loop_share(run)
     print(f"step {total * 1e3:.1f} ms, of it outside the compiled step {1 - inside / total:.2%}")
     jax.config.update("jax_enable_compilation_cache", False)
-    seconds: dict[int, list] = {4: [], 48: []}
+    seconds: dict[int, list] = {8: [], 96: []}
     for _ in range(3):
         for n_layers, measured in seconds.items():
             deeper = load_config("quickstart", overrides | {"model.n_layers": n_layers})

@@ -50,4 +50,5 @@ def get_config(size: str = "124m"):
     cfg.optimizer.warmup_steps = 3000
     cfg.optimizer.weight_decay = 0.01
     cfg.checkpoint.every = 1000
+    cfg.data.cross_document_attention = True  # as published; cuDNN's kernel takes no mask
     return cfg

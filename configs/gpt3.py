@@ -55,4 +55,5 @@ def get_config(size: str = "1.7b"):
     cfg.optimizer.warmup_steps = 3
     cfg.optimizer.decay_steps = 320
     cfg.optimizer.weight_decay = 0.01
+    cfg.data.cross_document_attention = True  # as published; cuDNN's kernel takes no mask
     return cfg

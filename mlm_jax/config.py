@@ -33,7 +33,7 @@ class ModelConfig:
     positions: Literal["learned", "rotary", "none"] = setting(
         "learned", "how a token knows its place; none: by what it sees only"
     )
-    rotary_base: float = setting(10000.0, "base of rotary frequencies", low=1.0)
+    rotary_base: float = setting(10000.0, "base of rotary frequencies", low=2.0)
     rope_scaling: Literal["none", "linear", "llama3", "yarn"] = setting(
         "none", "how rotary frequencies are slowed down for a context longer than trained on"
     )
@@ -41,7 +41,7 @@ class ModelConfig:
     rope_original_seq_len: int = setting(8192, "context trained on; llama3, yarn", low=1)
     rope_low: float = setting(1.0, "turns in that context up to which pairs are slowed down", low=0)
     rope_high: float = setting(4.0, "turns from which they are not; yarn's usual: 32", low=0)
-    nope_every: int | None = setting(None, "every n-th layer does not rotate; None: all do", low=1)
+    nope_every: int | None = setting(None, "every n-th layer does not rotate; None: all do", low=2)
     window: int | None = setting(
         None, "tokens a token looks back on, itself included; None: all", low=1
     )
@@ -223,7 +223,7 @@ class WatchConfig:
         False, "norms of gradients, updates and parameters, by weight and by layer"
     )
     activations: bool = setting(
-        False, "mean |x|, root mean square and max |x| of block outputs, by layer, and of logits"
+        False, "mean |x|, root mean square and max |x| of block outputs by layer, and of the last"
     )
     wandb: str | None = setting(None, "project at Weights & Biases to send curves to")
 

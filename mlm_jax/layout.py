@@ -166,6 +166,12 @@ class Layout:
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
         return devices is not None and devices.flat[0].platform in ("gpu", "cuda")
 
+    def has_cudnn(self) -> bool:
+        """Whether the devices run cuDNN's attention: NVIDIA's, from compute capability 8.0 on."""
+        device = self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else None
+        found = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
+        return self.on_gpu() and found is not None and int(found[0]) >= 8
+
     def shardings(self, tree: Any, *, of_optimizer: bool = False) -> Any:
         """A prefix of `tree` with NamedShardings. Leaves without dim names are replicated.
 

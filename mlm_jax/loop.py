@@ -65,17 +65,19 @@ def train(
     with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
         layout = Layout.from_config(run)
         data = open_data(run)
-        check_same_run(workdir, run, data.tokenizer, data.fingerprint())
+        fingerprint = data.fingerprint()
+        check_same_run(workdir, run, data.tokenizer, fingerprint)
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
         require_room(workdir, steps.abstract, run.checkpoint.keep)
         with locked(workdir), Checkpoints(workdir, run.checkpoint) as checkpoints:
+            check_same_run(workdir, run, data.tokenizer, fingerprint)  # none came in between
             start = checkpoints.latest() or 0
             if start > last:
                 raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
             if profile:
                 profile.check(start, last)
-            write_run(workdir, run, data.tokenizer, data.fingerprint())
+            write_run(workdir, run, data.tokenizer, fingerprint)
             boards, terminal = open_wandb(run, workdir), Terminal(last)
             with MetricsLog(workdir, resume_step=start, terminal=terminal, boards=boards) as rows:
                 state = checkpoints.restore(steps.abstract) if start else steps.init()
@@ -90,6 +92,8 @@ def told_of_files(workdir: Path) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # of the terminal
+        raise
+    except (ConnectionError, TimeoutError):
         raise
     except OSError as why:
         free = shutil.disk_usage(workdir).free / 2**30 if workdir.exists() else 0
@@ -218,6 +222,8 @@ class Story:
             self.settled.append(metrics)
             if bad := self.bad_steps.look(step, metrics):
                 self.rows.write("event", step, event="bad step", **bad)
+                told = "step %d was not applied: loss %g, gradient norm %g"
+                log.warning(told, step, bad["loss"], bad["grad_norm"])
         self.pending = []
 
     @contextmanager

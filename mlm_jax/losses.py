@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.watch import Seen
+from mlm_jax.layout import Layout
 
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 
@@ -41,11 +42,6 @@ def next_token_nats(
     B, T, _ = h_BTD.shape
     if chunks is None:
         chunks = fewest_chunks(T // parts, B // n * T * w_VD.shape[0] // layout.ways("vocab") * 4)
-    if T // parts % chunks:
-        raise ConfigError(
-            f"train.loss_chunks={chunks} does not divide the {T // parts} tokens of a sequence that"
-            f" a device holds; try {fewest_chunks(T // parts, chunks * CHUNK_BYTES)}"
-        )
 
     def split(x_BT: jax.Array) -> jax.Array:
         """[C, n, B/n, parts, t, ...]: a device keeps its own rows, and its part of a chunk."""
@@ -67,6 +63,16 @@ def next_token_nats(
     # it is made, and over devices once, when the broadcast is differentiated.
     w_nVD = layout.constrain(jnp.broadcast_to(w_VD, (n, *w_VD.shape)), "batch", "vocab", None)
     return over_chunks(nats_of, w_nVD, *map(split, (h_BTD, batch["targets"], batch["weights"])))
+
+
+def check_chunks(chunks: int | None, seq_len: int, layout: Layout) -> None:
+    """Raises ConfigError unless a device's part of a sequence divides by train.loss_chunks."""
+    held = seq_len // layout.ways("residual_seq")
+    if chunks and held % chunks:
+        raise ConfigError(
+            f"train.loss_chunks={chunks} does not divide the {held} tokens of a sequence that a"
+            f" device holds; try {fewest_chunks(held, chunks * CHUNK_BYTES)}"
+        )
 
 
 def fewest_chunks(length: int, n_bytes: int) -> int:
@@ -110,12 +116,14 @@ def _over_chunks_fwd(f: Callable[..., Nats], w: jax.Array, *stacked: jax.Array) 
 
     zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2), jnp.zeros(w.shape, wide(w.dtype))
     (nats, dw), dh = jax.lax.scan(add, zeros, stacked)
-    return nats, (dw.astype(w.dtype), dh)
+    return nats, (dw, dh)
 
 
 def _over_chunks_bwd(f: Callable[..., Nats], grads: Any, g: Nats) -> Any:
     del f
-    return *(x * g.objective.astype(x.dtype) for x in grads), None, None
+    dw, dh = (x * g.objective for x in grads)  # in float32: 1 / tokens is no bfloat16 number
+    dtype = grads[1].dtype
+    return dw.astype(dtype), dh.astype(dtype), None, None
 
 
 over_chunks.defvjp(_over_chunks_fwd, _over_chunks_bwd)

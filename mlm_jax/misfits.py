@@ -30,6 +30,16 @@ def misfits(run: RunConfig) -> list[str]:
           for key in ("rope_original_seq_len", "rope_low", "rope_high")],
         (m.rope_low >= m.rope_high,
          f"model.rope_low={m.rope_low} is not below model.rope_high={m.rope_high}"),
+        *[((getattr(m, key) or 0) > m.n_layers,
+           f"model.{key}={getattr(m, key)} does nothing in {m.n_layers} layers")
+          for key in ("nope_every", "global_every")],
+        *[(getattr(m, key) == 0, f"model.{key}=0 leaves nothing to train; try 1")
+          for key in ("embedding_scale", "residual_scale", "attention_scale", "logit_scale")],
+        (m.rope_scaling == "yarn" and m.rope_low == 0,
+         "model.rope_low=0 is no number of turns for model.rope_scaling='yarn'; try 1"),
+        (m.attention == "cudnn" and m.head_dim % 8,
+         f"model.attention='cudnn' takes heads of 8, 16, ... numbers; model.head_dim={m.head_dim};"
+         " try 'auto'"),
         (m.global_every and not m.window,
          f"model.global_every={m.global_every} does nothing without model.window"),
         (m.window and m.window >= m.seq_len,

@@ -15,7 +15,7 @@ from mlm_jax.layers.dropout import sample_keys
 from mlm_jax.layers.watch import activation_sizes, both, group_norms
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
-from mlm_jax.losses import next_token_nats
+from mlm_jax.losses import check_chunks, next_token_nats
 from mlm_jax.models import declare
 from mlm_jax.optimizer import make_optimizer, make_schedule, updates_done
 
@@ -40,8 +40,12 @@ class Steps(NamedTuple):
 
 def make_steps(run: RunConfig, layout: Layout) -> Steps:
     """The steps of this run under this layout, to be compiled at their first call."""
-    if run.model.attention == "cudnn" and not layout.on_gpu():
-        raise ConfigError("model.attention='cudnn' needs a GPU; try model.attention='auto'")
+    if run.model.attention == "cudnn" and not layout.has_cudnn():
+        raise ConfigError(
+            "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer; try"
+            " model.attention='auto'"
+        )
+    check_chunks(run.train.loss_chunks, run.model.seq_len, layout)
     graphdef, _ = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
     abstract = abstract_state(run, layout)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)

@@ -66,9 +66,8 @@ class Terminal:
     def _show_step(self, row: Mapping[str, Any]) -> None:
         step, total = row["step"], max(self._total, 1)
         speed = f"{short_number(row.get('tokens_per_s'))} tok/s"
-        left = row.get("eta_s")
-        if left is None and row.get("step_time_s") is not None:
-            left = max(total - step, 0) * row["step_time_s"]
+        each = row.get("step_time_s")
+        left = None if each is None else max(total - step, 0) * each
         eta = "ETA " + clock(left)
         if not self._live:
             fields = [f"step {step}/{total}", f"loss {_number(row.get('loss'))}"]

@@ -50,6 +50,20 @@ def test_any_number_of_chunks_gives_the_plain_loss_and_its_gradients(style, size
             )
 
 
+def test_gradients_in_bfloat16_have_the_size_of_those_in_float32():
+    norms = []
+    for dtype in ("float32", "bfloat16"):
+        run = tiny_run(model={"dtype": dtype}, train={"global_batch_size": 8})
+        layout = tiny_layout(run)
+        steps = make_steps(run, layout)
+        batch = tiny_batch(run)
+        batch["weights"][:] = np.arange(8 * 32).reshape(8, 32) < 131  # 1 / 131 is 0.24 % off
+        _, metrics = steps.train(steps.init(), place(batch, layout))
+        norms.append(np.asarray(metrics["grad_norms"]))
+    ratios = norms[1] / norms[0]
+    assert np.median(ratios[norms[0] > 1e-2]) == pytest.approx(1, abs=5e-4)
+
+
 def compiled(run, **sizes):
     layout = tiny_layout(run, **sizes)
     steps = make_steps(run, layout)

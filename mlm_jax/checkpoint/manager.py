@@ -107,7 +107,7 @@ class Checkpoints:
             return unnamed(abstract, self._manager.restore(step, args=args)["state"])
 
     def restore_params(self, abstract: Any, step: int | None = None) -> Any:
-        """Only the weights of a step, laid out as `abstract` says; moments are not read."""
+        """Only the weights of a step, laid out as `abstract` says; all its files are checked."""
         step = self._known(step)
         target = {"params": named(abstract)}
         args = ocp.args.PyTreeRestore(
@@ -148,7 +148,9 @@ class Checkpoints:
 def require_room(workdir: Path, abstract: Any, keep: int) -> None:
     """Raises CheckpointError where the disk cannot hold checkpoint.keep states and one more."""
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
-    held = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+    held = sum(
+        p.stat().st_size for p in (workdir / "checkpoints").glob("[0-9]*[0-9]/**/*") if p.is_file()
+    )
     disk, size = shutil.disk_usage(existing), tree_bytes(abstract)
     free = disk.free + held
     if disk.total and free < size * (keep + 1):  # some network file systems do not say

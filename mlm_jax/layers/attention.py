@@ -68,7 +68,8 @@ class Attention(nnx.Module):
         norm = NORMS[cfg.norm]
         self.q_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
         self.k_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
-        scale = cfg.attention_scale or 1 / math.sqrt(cfg.head_dim)
+        scale = cfg.attention_scale
+        scale = 1 / math.sqrt(cfg.head_dim) if scale is None else scale
         self.formula = Formula(scale, cfg.attention_softcap, cfg.window)
         self.cfg, self.layout = cfg, layout
 
@@ -139,6 +140,6 @@ class Attention(nnx.Module):
                 " model.attention='auto'"
             )
         size_fits = cfg.head_dim % 8 == 0 and cfg.head_dim <= 128  # of cuDNN on every GPU
-        plain = not (masked or cfg.attention_softcap or cfg.global_every)
-        fits = plain and dtype == jnp.bfloat16 and size_fits and self.layout.on_gpu()
-        return not cached and (cfg.attention == "cudnn" or (cfg.attention == "auto" and fits))
+        plain = not (masked or cached or cfg.attention_softcap or cfg.global_every)
+        fits = plain and dtype == jnp.bfloat16 and size_fits and self.layout.has_cudnn()
+        return fits and cfg.attention != "xla"
