@@ -106,7 +106,8 @@ def flops_per_step(
     """Floating point operations of one update of a decoder, as Megatron-LM counts them.
 
     batch: sequences; vocab_size: rows of the embedding, padding included; gated: three matrices in
-    the MLP instead of two. Causal attention counts as half, a window as none; recomputed activations do not count.
+    the MLP instead of two. Causal attention counts as half, a window as if there were none;
+    recomputed activations do not count.
     """
     tokens = batch * seq_len
     query, keys_and_values = n_heads * head_dim, 2 * n_kv_heads * head_dim

@@ -34,7 +34,7 @@ def test_a_file_gets_one_plain_line_a_train_row():
     terminal = Terminal(1000, stream)
     terminal.update(train_row(200, mfu=0.417))
     terminal.update({"kind": "eval", "step": 200, "eval_loss": 2.31, "bits_per_byte": 1.98})
-    terminal.update(train_row(400, loss=None, eta_s=90_000))
+    terminal.update(train_row(400, loss=None, step_time_s=150.0))
     terminal.update({"kind": "event", "step": 400, "event": "start"})
     terminal.close()
     first, second, third = stream.getvalue().splitlines()
