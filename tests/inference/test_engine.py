@@ -42,6 +42,29 @@ def test_cached_greedy_generation_is_the_argmax_of_the_full_forward(style, layou
     assert len({tuple(ids) for ids in new}) == 3
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """There the layers stay in their stack: programs of the other kind are forgotten."""
+
+    def forget():
+        engine.prefill.clear_cache()
+        engine.decode.clear_cache()
+
+    def enter():
+        monkeypatch.setattr(engine, "layers_apart", lambda model: False)
+        forget()
+
+    yield enter
+    forget()
+
+
+def test_layers_in_one_stack_generate_the_same(on_a_gpu):
+    model = tiny_model("nouns", "tp")
+    expected = generate_ids(model, PROMPTS, max_tokens=NEW, sampling=Sampling(0))
+    on_a_gpu()
+    assert generate_ids(model, PROMPTS, max_tokens=NEW, sampling=Sampling(0)) == expected
+
+
 def test_a_seed_repeats_under_every_layout_and_another_seed_does_not():
     one, tp, sp = (tiny_model("llama", layout) for layout in LAYOUTS)
     texts = [generate_ids(m, PROMPTS, max_tokens=NEW, sampling=DRAW, seed=3) for m in (one, tp, sp)]
