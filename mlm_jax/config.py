@@ -149,6 +149,9 @@ class TrainConfig:
         None, "parts of the sequence whose logits are held at once; None: fewest of 512 MiB", low=1
     )
     z_loss: float = setting(0.0, "weight of log(Z)^2 of the softmax in the objective", low=0.0)
+    xla: Literal["default", "overlap", "overlap_large"] = setting(
+        "default", "flags of XLA for GPUs, host.XLA_PRESETS: communication beside computation"
+    )
     bad_steps_limit: int = setting(
         1, "non-finite steps in a row that end the run; fewer are left out", low=1
     )

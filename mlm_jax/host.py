@@ -37,3 +37,34 @@ def peak_resident_bytes() -> int | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+# For GPUs, by name. No set is best everywhere: benchmarks/train_step.py compares them.
+OVERLAP = {
+    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_pipelined_all_gather": "true",
+    "xla_gpu_enable_pipelined_reduce_scatter": "true",
+    "xla_gpu_enable_pipelined_all_reduce": "true",
+    "xla_gpu_enable_while_loop_double_buffering": "true",
+}
+FEW_MESSAGES = {
+    "xla_gpu_all_gather_combine_threshold_bytes": str(256 << 20),
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": str(256 << 20),
+    "xla_gpu_all_reduce_combine_threshold_bytes": str(256 << 20),
+}
+XLA_PRESETS = {
+    "default": {}, "overlap": OVERLAP, "overlap_large": OVERLAP | FEW_MESSAGES,
+}  # fmt: skip
+
+
+def set_xla_flags(preset: str) -> None:
+    """Adds a preset to XLA_FLAGS; flags that are there already keep their value."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = [f"--{k}={v}" for k, v in XLA_PRESETS[preset].items() if f"--{k}=" not in given]
+    if flags:
+        os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
+
+
+def missing_xla_flags(preset: str) -> list[str]:
+    """Names of the preset that XLA_FLAGS does not have."""
+    return [name for name in XLA_PRESETS[preset] if name not in os.environ.get("XLA_FLAGS", "")]

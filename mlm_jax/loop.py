@@ -20,9 +20,9 @@ from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data, place
 from mlm_jax.distributed import StopSignals, refuse_several
-from mlm_jax.errors import CheckpointError, LayoutError, MlmJaxError
+from mlm_jax.errors import CheckpointError, ConfigError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.examination import Examination
-from mlm_jax.host import peak_resident_bytes
+from mlm_jax.host import missing_xla_flags, peak_resident_bytes
 from mlm_jax.layers.watch import as_row
 from mlm_jax.layers.weight import weight_names
 from mlm_jax.layout import Layout
@@ -64,6 +64,7 @@ def train(
         profile.check(0, last)  # before there is a folder
     with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
         layout = Layout.from_config(run)
+        check_xla(run.train.xla, layout)
         data = open_data(run)
         fingerprint = data.fingerprint()
         check_same_run(workdir, run, data.tokenizer, fingerprint)
@@ -252,6 +253,17 @@ class Story:
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
             head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
         )  # fmt: skip
+
+
+def check_xla(preset: str, layout: Layout) -> None:
+    """Raises ConfigError where train.xla does nothing: without GPUs, or set too late."""
+    if preset != "default" and not layout.on_gpu():
+        raise ConfigError(f"train.xla={preset!r} does nothing without GPUs; leave it out")
+    if missing := missing_xla_flags(preset):
+        raise ConfigError(
+            f"train.xla={preset!r} comes too late for this process: XLA_FLAGS lacks"
+            f" {', '.join(missing)}; call mlm_jax.host.set_xla_flags({preset!r}) before jax starts"
+        )
 
 
 def check_memory(abstract: TrainState, layout: Layout) -> None:

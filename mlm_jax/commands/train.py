@@ -3,7 +3,7 @@
 from mlm_jax.commands import add_config, command_parser, parse, path
 from mlm_jax.distributed import StopSignals
 from mlm_jax.door import load_config
-from mlm_jax.host import keep_freed_memory
+from mlm_jax.host import keep_freed_memory, set_xla_flags
 from mlm_jax.profiling import Span
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
     keep_freed_memory()
+    set_xla_flags(run.train.xla)
     with StopSignals() as stop:
         from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
         from mlm_jax.summary import summary
