@@ -15,7 +15,7 @@ from mlm_jax.layers.causal import (
     _blocks,
     causal_attention,
 )
-from tests.conftest import tiny_run
+from tests.conftest import tiny_layout, tiny_run
 
 B, T, N, K, H = 2, 2 * BLOCK + 22, 4, 2, 16
 
@@ -104,6 +104,30 @@ def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(float), other, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tiny_layout(tiny_run()).has_cudnn(), reason="needs a GPU with cuDNN")
+@pytest.mark.parametrize("window", [None, 70])
+def test_cudnn_computes_what_the_float32_formula_does(window):
+    """JAX_PLATFORMS=cuda python -m pytest -m gpu tests/layers"""
+    formula = PLAIN._replace(window=window)
+    local = window and (window - 1, 0)
+
+    def cudnn(q, k, v):
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=formula.scale, is_causal=True, local_window_size=local,
+            implementation="cudnn",
+        )  # fmt: skip
+
+    def graded(f, dtype):
+        *qkv, g = operands(dtype)
+        out, vjp = jax.vjp(f, *qkv)
+        return [np.asarray(x, np.float32) for x in (out, *vjp(g))]
+
+    expected = graded(lambda *qkv: attended(*qkv, None, formula), "float32")
+    for one, other in zip(graded(cudnn, "bfloat16"), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.05, rtol=0.02)
 
 
 def test_blocks_skip_what_no_query_sees():
