@@ -92,9 +92,7 @@ def told_of_files(workdir: Path) -> Iterator[None]:
     """A file of the run that cannot be read or written is a failure with one message."""
     try:
         yield
-    except BrokenPipeError:  # of the terminal
-        raise
-    except (ConnectionError, TimeoutError):
+    except (ConnectionError, TimeoutError):  # of the terminal, or of a board
         raise
     except OSError as why:
         free = shutil.disk_usage(workdir).free / 2**30 if workdir.exists() else 0

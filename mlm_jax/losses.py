@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.watch import Seen
+from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
 
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
@@ -127,8 +128,3 @@ def _over_chunks_bwd(f: Callable[..., Nats], grads: Any, g: Nats) -> Any:
 
 
 over_chunks.defvjp(_over_chunks_fwd, _over_chunks_bwd)
-
-
-def wide(dtype: Any) -> Any:
-    """Of sums over values of this dtype: float32, or float64."""
-    return jnp.promote_types(dtype, jnp.float32)

@@ -37,9 +37,9 @@ def misfits(run: RunConfig) -> list[str]:
           for key in ("embedding_scale", "residual_scale", "attention_scale", "logit_scale")],
         (m.rope_scaling == "yarn" and m.rope_low == 0,
          "model.rope_low=0 is no number of turns for model.rope_scaling='yarn'; try 1"),
-        (m.attention == "cudnn" and m.head_dim % 8,
-         f"model.attention='cudnn' takes heads of 8, 16, ... numbers; model.head_dim={m.head_dim};"
-         " try 'auto'"),
+        (m.attention == "cudnn" and (m.head_dim % 8 or m.head_dim > 128),
+         f"model.attention='cudnn' takes heads of 8, 16, ... 128 numbers, not"
+         f" model.head_dim={m.head_dim}; try 'auto'"),
         (m.global_every and not m.window,
          f"model.global_every={m.global_every} does nothing without model.window"),
         (m.window and m.window >= m.seq_len,

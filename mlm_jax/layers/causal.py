@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mlm_jax.layers.weight import wide
+
 BLOCK = 64  # queries; on a CPU as fast as 128, and it skips more of what is masked
 MOST_BLOCKS = 16  # of a sequence: they are unrolled
 
@@ -119,5 +121,4 @@ def _scores(
 
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.einsum(dims, a, b, preferred_element_type=wide)
+    return jnp.einsum(dims, a, b, preferred_element_type=wide(a.dtype))

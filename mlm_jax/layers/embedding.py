@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlm_jax.config import ModelConfig
-from mlm_jax.layers.weight import Normal, weight
+from mlm_jax.layers.weight import Normal, weight, wide
 from mlm_jax.layout import Layout
 
 
@@ -71,8 +71,7 @@ class Head(nnx.Module):
 @jax.custom_vjp
 def wide_product(h: jax.Array, w: jax.Array) -> jax.Array:
     """h [..., T, D] @ w [..., V, D]^T in float32 or wider; backward multiplies in h's dtype."""
-    wide = jnp.promote_types(h.dtype, jnp.float32)
-    return jnp.einsum("...TD,...VD->...TV", h, w, preferred_element_type=wide)
+    return jnp.einsum("...TD,...VD->...TV", h, w, preferred_element_type=wide(h.dtype))
 
 
 def _wide_product_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:

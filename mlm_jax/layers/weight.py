@@ -51,6 +51,11 @@ def bias(cfg: ModelConfig, **dims: int) -> nnx.Param | None:
     return weight(cfg, Constant(0.0), **dims) if cfg.bias else None
 
 
+def wide(dtype: Any) -> Any:
+    """Of sums over values of this dtype: float32, or float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
     """x [..., I] times w [I, O] plus b [O], in x's dtype."""
     y = product(x, w[...].astype(x.dtype))
