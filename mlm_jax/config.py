@@ -137,6 +137,10 @@ class TrainConfig:
     steps: int = setting(1000, "optimizer steps", low=1)
     global_batch_size: int = setting(16, "sequences a step, over all devices", low=1)
     accumulate: int = setting(1, "microbatches a step", low=1)
+    batch_schedule: str | None = setting(
+        None,
+        "global batch size by tokens seen, '0:32 1B:64 10B:256'; the last: global_batch_size",
+    )
     seed: int = setting(0, "of initial weights, data order and dropout", low=0, below=2**32)
     log_every: int = setting(10, "steps between rows of metrics", low=1)
     eval_every: int = setting(100, "steps between evaluations; also at the end", low=1)
@@ -203,15 +207,47 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    path: str | None = setting(None, "prefix of PREFIX.bin and PREFIX.idx; None: built-in corpus")
+    path: str | None = setting(
+        None,
+        "PREFIX of .bin and .idx, a blend '0.7 A 0.3 B' or 'A B', a .json or .txt file with one;"
+        " chat, pairs: .jsonl; None: a built-in corpus",
+    )
+    valid_path: str | None = setting(None, "the same for validation; None: by split from path")
+    builtin: Literal["python", "prose", "conversations", "en-fr", "en-de"] | None = setting(
+        None, "corpus where path is None; None: python; chat: conversations; pairs: en-fr"
+    )
+    objective: Literal["causal", "fim", "chat", "pairs"] = setting(
+        "causal",
+        "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets",
+    )
     split: str = setting("969,30,1", "parts of the documents: train, validation, test")
     tokenizer: str | None = setting(
-        None, "tokenizer.json or its folder; needed for text and bits a byte"
+        None, "tokenizer.json, a folder or another tokenizer's file; for text and bits a byte"
     )
     cross_document_attention: bool = setting(
         False,
         "packed documents attend to each other and positions run on, as in Megatron's default",
     )
+    reset_positions: bool | None = setting(
+        None, "positions begin at 0 in each document; None: where these are kept apart"
+    )
+    eod_mask_loss: bool | None = setting(
+        None, "no loss where one document ends and the next begins; None: where kept apart"
+    )
+    fim_rate: float = setting(0.5, "share of documents rearranged (fim)", low=0.0)
+    fim_spm_rate: float = setting(0.5, "share of these with the suffix first (fim)", low=0.0)
+    fim_tokens: str | None = setting(
+        None, "names: 'prefix,middle,suffix,pad' (fim); None: those that code models use"
+    )
+    epochs: Literal["apart", "together"] = setting(
+        "apart",
+        "together: all epochs of train.steps shuffled at once, as Megatron-LM does; apart: one by"
+        " one, so that the order does not depend on train.steps",
+    )
+    index_cache: str | None = setting(
+        None, "folder of sample indices, shared by all processes; None: in the user's cache"
+    )
+    workers: int = setting(0, "processes that read ahead; 0: a thread", low=0)
 
 
 @dataclasses.dataclass(frozen=True)

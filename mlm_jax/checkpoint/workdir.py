@@ -16,7 +16,7 @@ from flax import nnx
 
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.config import KEYS, RunConfig
-from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.door import from_dict
 from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
@@ -48,7 +48,7 @@ def check_same_run(
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
         return
     saved = workdir / "tokenizer" / "tokenizer.json"
-    if tokenizer and saved.exists() and not Tokenizer.load(saved).same_as(tokenizer):
+    if tokenizer and saved.exists() and not load_tokenizer(saved).same_as(tokenizer):
         raise CheckpointError(
             f"workdir {workdir} was trained with another tokenizer (with the built-in corpus: by"
             " another version of Python); choose another workdir"
@@ -155,7 +155,7 @@ def load(workdir: Path | str, step: int | None = None, layout: Layout | None = N
         params = checkpoints.restore_params(layout.placed(declared), step)
     model = nnx.merge(graphdef, params)
     has_tokenizer = (workdir / "tokenizer" / "tokenizer.json").exists()
-    model.tokenizer = Tokenizer.load(workdir / "tokenizer") if has_tokenizer else None
+    model.tokenizer = load_tokenizer(workdir / "tokenizer") if has_tokenizer else None
     model.run = run
     return model
 

@@ -34,10 +34,10 @@ def build(argv: list[str]) -> int:
     parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
     args = parser.parse_args(argv)
     from mlm_jax.data.preprocess import build as write
-    from mlm_jax.data.tokenizer import Tokenizer
+    from mlm_jax.data.tokenizer import load_tokenizer
 
     counts = write(
-        args.input, Tokenizer.load(args.tokenizer), args.output, json_key=args.json_key,
+        args.input, load_tokenizer(args.tokenizer), args.output, json_key=args.json_key,
         append_eod=args.append_eod,
     )  # fmt: skip
     print(f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes:,} bytes")
@@ -52,9 +52,9 @@ def inspect(argv: list[str]) -> int:
     parser.add_argument("--tokenizer", type=path, help="tokenizer.json or its folder")
     args = parser.parse_args(argv)
     from mlm_jax.data.indexed import IndexedDataset
-    from mlm_jax.data.tokenizer import Tokenizer
+    from mlm_jax.data.tokenizer import load_tokenizer
 
-    tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     indexed = IndexedDataset(args.prefix)
     lengths = sorted(indexed.lengths.tolist())
     print(f"{len(indexed.documents) - 1:,} documents, {len(indexed):,} sequences")

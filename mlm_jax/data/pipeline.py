@@ -13,7 +13,7 @@ from mlm_jax.config import RunConfig
 from mlm_jax.data.builtin import Corpus, builtin_corpus
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.sampling import GptSamples, split_ranges
-from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.errors import DataError
 from mlm_jax.layout import Layout
 
@@ -45,7 +45,7 @@ def open_data(run: RunConfig) -> Data:
                 f" try {SMALLEST_VOCAB} or more, or set data.path"
             )
         corpus = builtin_corpus(min(BUILTIN_VOCAB, run.model.vocab_size))
-        tokenizer = Tokenizer.load(corpus.tokenizer)
+        tokenizer = load_tokenizer(corpus.tokenizer)
         train, valid = (IndexedDataset(prefix) for prefix in (corpus.train, corpus.valid))
         parts = (train, range(len(train))), (valid, range(len(valid)))
     else:
@@ -53,7 +53,7 @@ def open_data(run: RunConfig) -> Data:
         tokenizer = None
         if run.data.tokenizer:
             with naming(f"data.tokenizer={run.data.tokenizer!r}"):
-                tokenizer = Tokenizer.load(run.data.tokenizer)
+                tokenizer = load_tokenizer(run.data.tokenizer)
         with naming(f"data.path={run.data.path!r}", prefixes_near(run.data.path)):
             indexed = IndexedDataset(run.data.path)
         if indexed.n_tokens == 0:

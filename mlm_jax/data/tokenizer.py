@@ -2,54 +2,103 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
+from numpy.typing import ArrayLike
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mlm_jax.errors import DataError
 
+ROLES = ("bos", "eos", "unk", "pad", "cls", "sep", "mask")
 END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")  # the first there is
 # Words, numbers and punctuation with a space before them; a newline together with the indent after
 # it, which in Python code is one token of its own.
 PRE_TOKENS = r" ?[A-Za-z_]+| ?[0-9]+| ?[^\sA-Za-z_0-9]+|\n *|\s+(?!\S)|\s+"
 
 
-class Tokenizer:
-    """A vocabulary of ids 0 .. vocab_size - 1. Each instance is equal to itself only.
+class Tokenizer(Protocol):
+    """A vocabulary of ids 0 .. vocab_size - 1, and how text becomes ids. Equal to itself only.
 
     eod_id is the id that ends a document, or None; `config` is the tokenizer_config.json that came
-    along, or empty.
+    along, or empty; `special` has the ids of those of bos, eos, unk, pad, cls, sep and mask that
+    the config names.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict | None = None):
+    vocab_size: int
+    eod_id: int | None
+    config: Mapping[str, Any]
+    special: Mapping[str, int]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of this text and nothing else: no BOS, no EOD."""
+        ...
+
+    def encode_many(self, texts: Sequence[str]) -> Sequence[ArrayLike]:
+        """As encode, for many texts on all cores."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids, special tokens by their names."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its exact name, special or not."""
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [vocab_size]: how many bytes of UTF-8 text an id stands for; special tokens 0.
+
+        Summed over the tokens of a text they are its size (of byte-level BPE; others change a text
+        a little), so that nats a token become bits a byte, which compare across vocabularies.
+        """
+        ...
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the files that load_tokenizer(folder) reads, and tokenizer_config.json."""
+        ...
+
+    def same_as(self, other: "Tokenizer") -> bool:
+        """Whether both give every text the same ids."""
+        ...
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """From a tokenizer.json, a folder with one, or one with GPT-2's vocab.json and merges.txt.
+
+    Raises DataError where there is none of these, or it is damaged.
+    """
+    path = Path(path)
+    config = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
+    try:
+        settings = json.loads(config.read_bytes()) if config.exists() else {}
+        return FastTokenizer(read_backend(path), settings)
+    except DataError:
+        raise
+    except Exception as error:  # all that the library raises is a bare Exception
+        raise DataError(f"{path}: this tokenizer cannot be read: {error}") from None
+
+
+class FastTokenizer:
+    """A Tokenizer over the `tokenizers` library."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None):
         backend.no_padding()  # what a file says about them would change every text silently
         backend.no_truncation()
-        self.backend, self.config = backend, config or {}
+        self.backend, self.config = backend, dict(config or {})
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        eos = self.config.get("eos_token")
-        names = (*END_OF_DOCUMENT, eos["content"] if isinstance(eos, dict) else eos)
-        ids = (backend.token_to_id(name) for name in names if name)
-        self.eod_id = next((id for id in ids if id is not None), None)
+        named = {role: self.config.get(f"{role}_token") for role in ROLES}
+        named = {r: n["content"] if isinstance(n, dict) else n for r, n in named.items()}
+        found = {role: self.id_of(name) for role, name in named.items() if name}
+        self.special = {role: id for role, id in found.items() if id is not None}
+        ends = (self.id_of(name) for name in END_OF_DOCUMENT)
+        self.eod_id = next((id for id in ends if id is not None), self.special.get("eos"))
 
-    @classmethod
-    def load(cls, path: Path | str) -> "Tokenizer":
-        """From a tokenizer.json, a folder with one, or one with GPT-2's vocab.json and merges.txt.
-
-        Raises DataError where there is none of these, or it is damaged.
-        """
-        path = Path(path)
-        config = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
-        try:
-            return cls(
-                read_backend(path), json.loads(config.read_bytes()) if config.exists() else {}
-            )
-        except DataError:
-            raise
-        except Exception as error:  # all that the library raises is a bare Exception
-            raise DataError(f"{path}: this tokenizer cannot be read: {error}") from None
+    def id_of(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
 
     def save(self, folder: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, as Hugging Face's loaders want them."""
@@ -61,29 +110,21 @@ class Tokenizer:
         self.backend.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def same_as(self, other: "Tokenizer") -> bool:
-        """Whether both give every text the same ids."""
-        return self.backend.to_str() == other.backend.to_str()
+    def same_as(self, other: Tokenizer) -> bool:
+        same_kind = isinstance(other, FastTokenizer)
+        return same_kind and self.backend.to_str() == other.backend.to_str()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of this text and nothing else: no BOS, no EOD."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """As encode, for many texts on all cores."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids, special tokens by their names."""
         return self.backend.decode([int(id) for id in ids], skip_special_tokens=False)
 
     def token_bytes(self) -> np.ndarray:
-        """int32 [vocab_size]: how many bytes of UTF-8 text an id stands for; special tokens 0.
-
-        Summed over the tokens of a text they are its size (of byte-level BPE; others change a text
-        a little), so that nats a token become bits a byte, which compare across vocabularies.
-        """
         sizes = np.zeros(self.vocab_size, np.int32)
         added = self.backend.get_added_tokens_decoder()
         size_of = len if "ByteLevel" in repr(self.backend.decoder) else self._decoded_size
@@ -103,17 +144,21 @@ class Tokenizer:
         return len(behind.encode()) - len(alone.encode())
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE learned from these texts; id 0 is <|endoftext|>. Any text can be encoded.
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special: Sequence[str] = END_OF_DOCUMENT[:1]
+) -> FastTokenizer:
+    """Byte-level BPE learned from these texts; any text can be encoded.
+
+    special: tokens with the ids 0, 1, ..., found in a text by their names; by default the end of a
+    document alone.
 
     The vocabulary is smaller than vocab_size where the texts do not repeat themselves enough.
-    Raises DataError for a vocab_size below 257: the special token and 256 bytes.
+    Raises DataError for a vocab_size below len(special) + 256 bytes.
     """
-    special, alphabet = END_OF_DOCUMENT[:1], pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(special) + len(alphabet):
-        raise DataError(
-            f"vocab_size={vocab_size} is less than the special token and 256 bytes: 257"
-        )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < (least := len(special) + len(alphabet)):
+        kinds = f"the {len(special)} special tokens" if len(special) > 1 else "the special token"
+        raise DataError(f"vocab_size={vocab_size} is less than {kinds} and 256 bytes: {least}")
     backend = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENS), behavior="isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -126,7 +171,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend)
+    return FastTokenizer(backend)
 
 
 def read_backend(path: Path) -> tokenizers.Tokenizer:

@@ -9,7 +9,7 @@ import pytest
 from mlm_jax.data import builtin
 from mlm_jax.data.builtin import builtin_corpus, cache_folder, is_code, is_held_out, read_sources
 from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
 
 CODE = "def double_{0}(number):\n\treturn number + number  # twice the number {0}\n\n\n" * 4
@@ -42,7 +42,7 @@ def test_the_corpus_has_its_known_size(corpus):
 
 
 def test_every_document_is_a_file_closed_by_eod(corpus):
-    tokenizer = Tokenizer.load(corpus.tokenizer)
+    tokenizer = load_tokenizer(corpus.tokenizer)
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (2048, 0)
     train, valid = IndexedDataset(corpus.train), IndexedDataset(corpus.valid)
     assert len(train) + len(valid) == corpus.files
@@ -56,7 +56,7 @@ def test_every_document_is_a_file_closed_by_eod(corpus):
 
 
 def test_baselines_are_what_they_say(corpus):
-    tokenizer = Tokenizer.load(corpus.tokenizer)
+    tokenizer = load_tokenizer(corpus.tokenizer)
     train, valid = (
         np.concatenate([indexed.tokens(i) for i in range(len(indexed))]).tolist()
         for indexed in map(IndexedDataset, (corpus.train, corpus.valid))

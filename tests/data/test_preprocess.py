@@ -9,7 +9,7 @@ from tokenizers import models
 from mlm_jax.data import preprocess
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.preprocess import Counts, build, chunks
-from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer import FastTokenizer, load_tokenizer
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.load(GOLDEN / "tokenizer")
+    return load_tokenizer(GOLDEN / "tokenizer")
 
 
 @pytest.mark.parametrize("chunk", [1, 50_000, preprocess.CHUNK])
@@ -49,7 +49,7 @@ def test_inputs_follow_each_other(tokenizer, tmp_path):
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):
     vocab = {"a": 0, "b": 65_499}
-    large = Tokenizer(tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="a")))
+    large = FastTokenizer(tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="a")))
     (tmp_path / "a.txt").write_text("b")
     build([tmp_path / "a.txt"], large, tmp_path / "out")
     indexed = IndexedDataset(tmp_path / "out_text_document")
@@ -112,7 +112,7 @@ def test_no_documents_are_refused(tokenizer, tmp_path):
 
 
 def test_append_eod_needs_one(tmp_path):
-    without = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    without = FastTokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(DataError, match=r"append_eod needs .* <\|endoftext\|>"):
         build([GOLDEN / "prose_a.jsonl"], without, tmp_path / "out", append_eod=True)
 

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from mlm_jax.data.tokenizer import PRE_TOKENS, Tokenizer, train_bpe
+from mlm_jax.data.tokenizer import PRE_TOKENS, FastTokenizer, load_tokenizer, train_bpe
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -17,7 +17,7 @@ STRANGE = "naïve 漢字 🙂\t\r\n\n  \x00 <|endoftext|> end "
 
 @pytest.fixture(scope="module")
 def golden():
-    return Tokenizer.load(GOLDEN / "tokenizer")
+    return load_tokenizer(GOLDEN / "tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def test_knows_its_size_and_its_end_of_document(golden):
 
 
 def test_every_way_to_load_it_gives_the_same_ids(golden, folder):
-    from_file = Tokenizer.load(folder / "tokenizer.json")
+    from_file = load_tokenizer(folder / "tokenizer.json")
     (folder / "tokenizer.json").unlink()
-    from_merges = Tokenizer.load(str(folder))
+    from_merges = load_tokenizer(str(folder))
     for other in (from_file, from_merges):
         assert (other.vocab_size, other.eod_id) == (8192, 0)
         for text in [*TEXTS[:5], STRANGE, ""]:
@@ -63,7 +63,7 @@ def test_padding_truncation_and_templates_of_a_file_are_off(golden, folder):
     template = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", 0)]}
     damaged.post_processor = tokenizers.processors.TemplateProcessing(**template)
     damaged.save(str(folder / "tokenizer.json"))
-    loaded = Tokenizer.load(folder)
+    loaded = load_tokenizer(folder)
     assert loaded.encode(TEXTS[0]) == golden.encode(TEXTS[0])
     assert loaded.encode_many(["a", TEXTS[0]]) == [golden.encode("a"), golden.encode(TEXTS[0])]
 
@@ -84,14 +84,14 @@ def test_eod_id(vocab, eos, eod, tmp_path):
     backend = tokenizers.Tokenizer(models.WordLevel(dict(zip(vocab, range(9), strict=False))))
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.eod_id == (None if eod is None else vocab.index(eod))
     tokenizer.save(tmp_path / "again")
-    assert Tokenizer.load(tmp_path / "again").eod_id == tokenizer.eod_id
+    assert load_tokenizer(tmp_path / "again").eod_id == tokenizer.eod_id
 
 
 def test_a_gap_in_the_ids_counts(tmp_path):
-    tokenizer = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 7})))
+    tokenizer = FastTokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 7})))
     assert tokenizer.vocab_size == 8
     assert tokenizer.token_bytes().shape == (8,)
 
@@ -112,7 +112,7 @@ def test_token_bytes_of_added_tokens(small, tmp_path):
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     backend.add_tokens(["漢漢"])
     backend.add_special_tokens(["<stop>"])
-    assert Tokenizer(backend).token_bytes()[-2:].tolist() == [6, 0]
+    assert FastTokenizer(backend).token_bytes()[-2:].tolist() == [6, 0]
 
 
 def test_token_bytes_of_sentencepiece():
@@ -120,30 +120,30 @@ def test_token_bytes_of_sentencepiece():
     backend = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
-    assert Tokenizer(backend).token_bytes().tolist() == [1, 4, 3, 1, 1]
+    assert FastTokenizer(backend).token_bytes().tolist() == [1, 4, 3, 1, 1]
 
 
 def test_token_bytes_of_wordpiece():
     backend = tokenizers.Tokenizer(models.WordPiece({"the": 0, "##ory": 1, ",": 2, "[UNK]": 3}))
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens(["[UNK]"])
-    assert Tokenizer(backend).token_bytes().tolist() == [4, 3, 1, 0]  # a word with its space
+    assert FastTokenizer(backend).token_bytes().tolist() == [4, 3, 1, 0]  # a word with its space
 
 
 def test_a_saved_tokenizer_is_the_same(golden, small, tmp_path):
     for name, tokenizer in (("golden", golden), ("small", small)):
         tokenizer.save(tmp_path / name)
-        loaded = Tokenizer.load(tmp_path / name)
+        loaded = load_tokenizer(tmp_path / name)
         assert loaded.encode(STRANGE) == tokenizer.encode(STRANGE)
         config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
         assert config["eos_token"] == "<|endoftext|>"
     assert loaded.config["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert Tokenizer.load(tmp_path / "golden").config == golden.config
+    assert load_tokenizer(tmp_path / "golden").config == golden.config
 
 
 def test_each_is_equal_to_itself_only(small, tmp_path):
     small.save(tmp_path)
-    assert len({small, small, Tokenizer.load(tmp_path)}) == 2
+    assert len({small, small, load_tokenizer(tmp_path)}) == 2
 
 
 def test_train_bpe(small):
@@ -166,18 +166,18 @@ def test_a_newline_keeps_its_indent():
 
 def test_a_tokenizer_that_is_not_there_or_damaged_is_refused(folder, tmp_path):
     with pytest.raises(DataError, match=r"tokenizer\.jsn: no such file; give a tokenizer\.json"):
-        Tokenizer.load(folder / "tokenizer.jsn")
+        load_tokenizer(folder / "tokenizer.jsn")
     whole = (folder / "tokenizer.json").read_text()
     for content in ("", "{}", "[1]", whole[: len(whole) // 2]):
         (folder / "tokenizer.json").write_text(content)
         with pytest.raises(DataError, match=f"^{folder}: this tokenizer cannot be read"):
-            Tokenizer.load(folder)
+            load_tokenizer(folder)
     (folder / "tokenizer.json").write_text(whole)
     for content in ("", "[1]", '{"eos_token": {}}'):
         (folder / "tokenizer_config.json").write_text(content)
         with pytest.raises(DataError, match=f"^{folder}: this tokenizer cannot be read"):
-            Tokenizer.load(folder)
+            load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     (folder / "merges.txt").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: no such file"):
-        Tokenizer.load(folder)
+        load_tokenizer(folder)
