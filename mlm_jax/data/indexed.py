@@ -11,21 +11,24 @@ PREFIX.bin is every token one after another, without a header. PREFIX.idx, all l
     offsets          int64 [S]        where each begins in PREFIX.bin, in bytes
     documents        int64 [D + 1]    document d is sequences documents[d] up to documents[d + 1]
 
+A multimodal dataset has one byte more for each sequence, its mode. It is refused: its sequences
+are not all text.
+
 Source: megatron/core/datasets/indexed_dataset.py (core 0.20).
 """
 
-import contextlib
 import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mlm_jax.data import files
 from mlm_jax.errors import DataError
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
@@ -37,23 +40,30 @@ DTYPES = {  # by their code in the header
 
 
 class IndexedDataset:
-    """A pair of token files: the index read and checked, the tokens mapped into memory.
+    """A pair of token files, local or behind an address like s3://bucket/name; threads may share it.
 
-    prefix      what both paths begin with
+    prefix      what both paths begin with: a Path, or the text of an address
     dtype       of a token in the file
     lengths     int32 [S]        tokens
     offsets     int64 [S]        bytes
     documents   int64 [D + 1]    sequences
     n_tokens    of all sequences together; may be 0
 
+    Local files are mapped into memory. Of remote ones the index is read whole, and of the tokens
+    what is asked for. Both arrive read-only.
+
     Raises DataError for files that are missing, damaged or do not belong together.
     """
 
     def __init__(self, prefix: Path | str):
-        self.prefix = Path(prefix)
-        self.dtype, self.lengths, self.offsets, self.documents = read_index(file_of(prefix, "idx"))
+        self.prefix = str(prefix) if "://" in str(prefix) else Path(prefix)
+        self.dtype, self.lengths, self.offsets, self.documents = read_index(f"{prefix}.idx")
         self.n_tokens = int(self.lengths.sum(dtype=np.int64))
-        self._tokens = map_tokens(file_of(prefix, "bin"), self.dtype, self.n_tokens)
+        self._bytes = files.by_ranges(f"{prefix}.bin")
+        size, expected = len(self._bytes), self.n_tokens * self.dtype.itemsize
+        tokens = f"{self.n_tokens} {self.dtype.name} tokens"
+        wrong_size = f"{size} bytes, where its .idx has {tokens}: {expected}"
+        require(size == expected, f"{prefix}.bin", wrong_size)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,7 +76,7 @@ class IndexedDataset:
 
         crc32 covers all lengths and documents, and a million tokens from either end.
         """
-        ends = self._tokens[:1_000_000], self._tokens[-1_000_000:]
+        ends = self._read(0, 1_000_000), self._read(self.n_tokens - 1_000_000, self.n_tokens)
         crc32 = 0
         for part in (self.lengths, self.documents, *ends):
             crc32 = zlib.crc32(np.ascontiguousarray(part).data, crc32)
@@ -74,10 +84,15 @@ class IndexedDataset:
         return counts | {"tokens": self.n_tokens, "dtype": self.dtype.name, "crc32": crc32}
 
     def tokens(self, i: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Sequence i, or `length` of its tokens from `offset` on: a read-only view of the file."""
-        begin = self.offsets[i] // self.dtype.itemsize
-        sequence = self._tokens[begin : begin + self.lengths[i]]
-        return sequence[offset : None if length is None else offset + length]
+        """Sequence i, or `length` of its tokens from `offset` on; no others are read."""
+        begin = int(self.offsets[i]) // self.dtype.itemsize
+        sequence = range(begin, begin + int(self.lengths[i]))
+        window = sequence[offset : None if length is None else offset + length]
+        return self._read(window.start, window.stop)
+
+    def _read(self, begin: int, end: int) -> np.ndarray:
+        size = self.dtype.itemsize
+        return self._bytes[max(begin, 0) * size : end * size].view(self.dtype)
 
 
 class IndexedWriter:
@@ -143,38 +158,56 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
 
 
-def read_index(idx: Path) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:
-    with opened(idx) as file:
-        size = os.fstat(file.fileno()).st_size
-        require(size >= HEADER.size, idx, f"{size} bytes are too few for the header")
-        magic, version, code, n, d = HEADER.unpack(file.read(HEADER.size))
-        require(magic == MAGIC, idx, "it does not begin as the index of a dataset does")
-        require(version == VERSION, idx, f"version {version} instead of {VERSION}")
-        require(code in DTYPES, idx, f"dtype code {code} instead of {min(DTYPES)}-{max(DTYPES)}")
-        expected = HEADER.size + 12 * n + 8 * d
-        wrong_size = f"{size} bytes, where {n} sequences and {d} boundaries take {expected}"
-        require(size == expected, idx, wrong_size)
-        lengths, offsets, documents = (
-            np.fromfile(file, t, count) for t, count in (("<i4", n), ("<i8", n), ("<i8", d))
-        )
-    require(bool(np.all(lengths >= 0)), idx, "a sequence has a negative length")
-    consistent = np.array_equal(offsets, begins(lengths, DTYPES[code]))
-    require(consistent, idx, "the sequences' lengths and offsets contradict each other")
-    whole = d > 0 and documents[0] == 0 and documents[-1] == n
+def read_index(idx: str) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:
+    """dtype, lengths, offsets and documents. Raises DataError with what contradicts what."""
+    data = files.whole(idx)
+    require(len(data) >= HEADER.size, idx, f"{len(data)} bytes are too few for the header")
+    magic, version, code, n, d = HEADER.unpack(data[: HEADER.size].tobytes())
+    require(magic == MAGIC, idx, "it does not begin as the index of a dataset does")
+    require(version == VERSION, idx, f"version {version} instead of {VERSION}")
+    require(code in DTYPES, idx, f"dtype code {code} instead of {min(DTYPES)}-{max(DTYPES)}")
+    expected = HEADER.size + 12 * n + 8 * d
+    if n and len(data) == expected + n:
+        raise DataError(f"{idx}: has modes of a multimodal dataset, and only text is read here")
+    wrong_size = f"{len(data)} bytes, where {n} sequences and {d} boundaries take {expected}"
+    require(len(data) == expected, idx, wrong_size)
+    lengths, offsets, documents = (
+        np.frombuffer(data, dtype, count, HEADER.size + begin)
+        for dtype, count, begin in (("<i4", n, 0), ("<i8", n, 4 * n), ("<i8", d, 12 * n))
+    )
+    check_sequences(idx, lengths, offsets, DTYPES[code].itemsize)
+    check_documents(idx, documents, n)
+    # In the file they lie between words, which costs much where they are looked up at random.
+    return DTYPES[code], lengths.copy(), offsets, documents
+
+
+CHECKED_AT_ONCE = 2**18  # entries: what checks compute then stays in the processor's cache
+
+
+def check_sequences(idx: str, lengths: np.ndarray, offsets: np.ndarray, itemsize: int) -> None:
+    """Each sequence begins where the one before it ends."""
+    begin = 0
+    for k in range(0, len(lengths), CHECKED_AT_ONCE):
+        these = slice(k, k + CHECKED_AT_ONCE)
+        sizes = lengths[these].astype(np.int64) * itemsize
+        require(bool(sizes.min() >= 0), idx, "a sequence has a negative length")
+        ends = begin + np.cumsum(sizes)
+        wrong = np.flatnonzero(offsets[these] != ends - sizes)
+        if wrong.size:
+            i, place = k + int(wrong[0]), int((ends - sizes)[wrong[0]])
+            problem = "the sequences' lengths and offsets contradict each other"
+            where = f"sequence {i} is said to begin at byte {offsets[i]} instead of {place}"
+            require(False, idx, f"{problem}: {where}")
+        begin = int(ends[-1])
+
+
+def check_documents(idx: str, documents: np.ndarray, n: int) -> None:
+    """They are all n sequences, one after another."""
+    whole = len(documents) > 0 and documents[0] == 0 and documents[-1] == n
     require(bool(whole), idx, f"its documents do not span its {n} sequences")
-    in_order = bool(np.all(documents[:-1] <= documents[1:]))
-    require(in_order, idx, "a document ends before it begins")
-    return DTYPES[code], lengths, offsets, documents
-
-
-def map_tokens(data: Path, dtype: np.dtype, n_tokens: int) -> np.ndarray:
-    with opened(data) as file:
-        size, expected = os.fstat(file.fileno()).st_size, n_tokens * dtype.itemsize
-        wrong_size = f"{size} bytes, where its .idx has {n_tokens} {dtype.name} tokens: {expected}"
-        require(size == expected, data, wrong_size)
-        if not n_tokens:  # an empty file cannot be mapped
-            return np.empty(0, dtype)
-        return np.memmap(file, dtype, mode="r").view(np.ndarray)
+    for k in range(0, len(documents), CHECKED_AT_ONCE):
+        these = documents[k : k + CHECKED_AT_ONCE + 1]  # one more, the first of the next
+        require(bool(np.all(these[:-1] <= these[1:])), idx, "a document ends before it begins")
 
 
 def begins(lengths: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -186,18 +219,6 @@ def file_of(prefix: Path | str, kind: str) -> Path:
     return Path(f"{prefix}.{kind}")
 
 
-@contextlib.contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    try:
-        with file.open("rb") as stream:
-            yield stream
-    except FileNotFoundError:
-        hint = "a dataset is PREFIX.idx beside PREFIX.bin and is named by PREFIX alone"
-        raise DataError(f"{file}: no such file; {hint}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def require(ok: bool, file: Path, problem: str) -> None:
+def require(ok: bool, file: str, problem: str) -> None:
     if not ok:
         raise DataError(f"{file}: {problem}; build it again with `mlm-jax data build`")
