@@ -8,12 +8,15 @@ then shuffled themselves.
 Source: megatron/core/datasets/gpt_dataset.py and helpers.cpp (core 0.16 and 0.20).
 """
 
+import functools
 import itertools
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlm_jax.data.index_cache import cached
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.errors import DataError
 
@@ -28,6 +31,9 @@ class GptSamples:
     As many samples as whole epochs hold: at least n_samples, or one epoch if that is None.
     Its tokens [:-1] are the input and [1:] the targets. No sample is padded or partial.
 
+    cache is a folder for indices, which all processes may share. Pickled are the arguments, not
+    the index.
+
     Raises DataError where the split cannot give one sample, or the file holds no token ids.
     """
 
@@ -39,15 +45,16 @@ class GptSamples:
         n_samples: int | None,
         seq_len: int,
         seed: int,
+        cache: Path | None = None,
     ):
         if indexed.dtype.kind not in "iu":
             raise DataError(f"{indexed.prefix}.bin: {indexed.dtype.name} values are not token ids")
-        size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
+        self.indexed, self.sequences, self.cache = indexed, sequences, cache
+        self._size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
         try:
-            self.index = build_index(indexed.lengths, sequences, **size)
+            self.index = GptIndex(**cached(cache, self._key() if cache else {}, self._build))
         except DataError as error:
             raise DataError(f"{indexed.prefix}: {error}") from None
-        self.indexed = indexed
 
     def __len__(self) -> int:
         return len(self.index.shuffle)
@@ -55,14 +62,32 @@ class GptSamples:
     def __getitem__(self, i: int) -> np.ndarray:
         return np.concatenate(self.pieces(i), dtype=np.int32)
 
+    def __reduce__(self):
+        again = functools.partial(GptSamples, cache=self.cache, **self._size)
+        return again, (self.indexed, self.sequences)
+
     def pieces(self, i: int) -> list[np.ndarray]:
-        """Sample i as the stretches of documents it is made of."""
+        """Sample i as the stretches of documents it is made of; nothing else is read."""
         k = int(self.index.shuffle[i])
         (first, begin), (last, end) = self.index.sample[k : k + 2].tolist()
-        pieces = [self.indexed.tokens(s) for s in self.index.document[first : last + 1]]
-        pieces[-1] = pieces[-1][: end + 1]
-        pieces[0] = pieces[0][begin:]
-        return pieces
+        sequences = self.index.document[first : last + 1].tolist()
+        if first == last:
+            return [self.indexed.tokens(sequences[0], begin, end + 1 - begin)]
+        head = self.indexed.tokens(sequences[0], begin)
+        tail = self.indexed.tokens(sequences[-1], 0, end + 1)
+        return [head, *map(self.indexed.tokens, sequences[1:-1]), tail]
+
+    def origin(self, i: int) -> IndexedDataset:
+        """The file that sample i is from."""
+        return self.indexed
+
+    def _build(self) -> dict[str, np.ndarray]:
+        return build_index(self.indexed.lengths, self.sequences, **self._size)._asdict()
+
+    def _key(self) -> dict[str, Any]:
+        split = [self.sequences.start, self.sequences.stop]
+        data = self.indexed.fingerprint()
+        return {"index": "GPT, 1", **self._size, "sequences": split, "data": data}
 
 
 class GptIndex(NamedTuple):
@@ -121,7 +146,7 @@ def build_index(
     rng = np.random.RandomState(seed)  # its stream and the order of its use are the format
     document = np.tile(np.arange(sequences.start, sequences.stop, dtype=np.int32), epochs)
     shuffle_parts(rng, document, len(document) - separate * len(sequences))
-    sample = locate(lengths[document], n, seq_len)
+    sample = locate(lengths, document, n, seq_len)
     shuffle = np.arange(n, dtype=np.uint32 if n < np.iinfo(np.uint32).max - 1 else np.int64)
     shuffle_parts(rng, shuffle, before_last if separate else n)
     return GptIndex(document, sample, shuffle)
@@ -137,11 +162,21 @@ def shuffle_parts(rng: np.random.RandomState, values: np.ndarray, boundary: int)
     rng.shuffle(values[boundary:])
 
 
-def locate(lengths: np.ndarray, n: int, seq_len: int) -> np.ndarray:
-    """[n + 1, 2]: token k * seq_len of sequences laid end to end, as (sequence, token in it)."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    at = seq_len * np.arange(n + 1, dtype=np.int64)
-    position = np.searchsorted(ends, at, side="right")  # right: an empty sequence holds no token
-    offset = at - (ends[position] - lengths[position])
-    small = len(lengths) <= np.iinfo(np.int32).max
-    return np.stack([position, offset], axis=1).astype(np.int32 if small else np.int64)
+LOCATED_AT_ONCE = 2**18  # sequences: what is computed for them stays in the processor's cache
+
+
+def locate(lengths: np.ndarray, document: np.ndarray, n: int, seq_len: int) -> np.ndarray:
+    """[n + 1, 2]: token k * seq_len of these sequences laid end to end, as (position, token)."""
+    small = len(document) <= np.iinfo(np.int32).max
+    sample = np.empty((n + 1, 2), np.int32 if small else np.int64)
+    begin = done = 0  # tokens and samples before these sequences
+    for first in range(0, len(document), LOCATED_AT_ONCE):
+        sizes = lengths[document[first : first + LOCATED_AT_ONCE]].astype(np.int64)
+        ends = begin + np.cumsum(sizes)
+        stop = min(-(-int(ends[-1]) // seq_len), n + 1)  # of the samples that begin in them
+        at = seq_len * np.arange(done, stop, dtype=np.int64)
+        position = np.searchsorted(ends, at, side="right")  # right: none begins in an empty one
+        sample[done:stop, 0] = first + position
+        sample[done:stop, 1] = at - (ends - sizes)[position]
+        begin, done = int(ends[-1]), stop
+    return sample
