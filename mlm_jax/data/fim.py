@@ -41,6 +41,7 @@ class Fim:
 
     split: id of a token between the files of a repository: each file is rearranged by itself, a
     share fragment_rate of those in a document that `rate` picked (Megatron's fim_split_sample).
+    no_prefix: texts that begin with it stay as they are.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +50,7 @@ class Fim:
     spm_rate: float = 0.5
     split: int | None = None
     fragment_rate: float = 0.5
+    no_prefix: str | None = None
 
     def __post_init__(self):
         for name in ("rate", "spm_rate", "fragment_rate"):
@@ -128,11 +130,11 @@ def _rearranged(part: np.ndarray, rng: np.random.RandomState, fim: Fim) -> np.nd
 
 
 def _permuted(tokens: np.ndarray, rng: np.random.RandomState, fim: Fim, rate: float) -> np.ndarray:
-    """prefix, suffix, middle (PSM); or suffix, prefix, middle behind each other (SPM, variant 2)."""
+    """Prefix, suffix, middle (PSM); or the suffix first, as the paper's second variant of SPM."""
     if not rng.binomial(1, rate):
         return tokens
     text = fim.tokenizer.decode(tokens)
-    if BROKEN in text:
+    if BROKEN in text or (fim.no_prefix and text.startswith(fim.no_prefix)):
         return tokens
     first, second = sorted(rng.randint(0, len(text) + 1, size=2).tolist())
     prefix, middle, suffix = (
