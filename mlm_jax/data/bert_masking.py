@@ -42,13 +42,14 @@ class SentencePair(NamedTuple):
 
 def bert_tokens(tokenizer: Tokenizer) -> BertTokens:
     """Raises DataError with the roles for which the tokenizer names no token."""
-    roles = BertTokens._fields[:-1]
-    if lacking := [role for role in roles if role not in tokenizer.special]:
+    special = tokenizer.special
+    if lacking := [role for role in ("cls", "sep", "mask", "pad") if role not in special]:
         raise DataError(
             f"the tokenizer names no token for {', '.join(lacking)}, which BERT needs; give a"
             f" WordPiece vocab.txt, or '{lacking[0]}_token' in tokenizer_config.json"
         )
-    return BertTokens(*(tokenizer.special[role] for role in roles), tokenizer.vocab_size)
+    cls, sep, mask, pad = (special[role] for role in ("cls", "sep", "mask", "pad"))
+    return BertTokens(cls, sep, mask, pad, tokenizer.vocab_size)
 
 
 def bert_row(
