@@ -146,7 +146,7 @@ def taken(arguments: Arguments) -> str:
     optional = enumerated([f"`{name}`" for name, default in arguments if default is not None])
     if needed and optional:
         return f"It takes {needed}, and optionally {optional}."
-    return f"It takes {needed or (optional and f'optionally {optional}') or 'no arguments'}."
+    return f"It optionally takes {optional}." if optional else f"It takes {needed or 'nothing'}."
 
 
 def enumerated(names: Sequence[str]) -> str:

@@ -5,21 +5,25 @@ Reads reStructuredText, with the sections of NumPy's and of Google's style, and 
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-# Sections of which nothing is running text.
-SECTIONS = {
+# Sections of names, each with its description.
+DEFINITIONS = {
     "parameters", "other parameters", "keyword arguments", "keyword args", "args", "arguments",
-    "returns", "return", "yields", "receives", "raises", "warns", "attributes", "methods",
-    "see also", "examples", "example", "example usage", "usage", "references", "reference",
-    "doctests", "call arguments", "input shape", "output shape", "todo", "history", "authors",
-    "author", "copyright", "keywords", "options", "fields",
+    "call arguments", "returns", "return", "yields", "receives", "attributes", "options", "fields",
+}  # fmt: skip
+# Sections without running text.
+LEFT_OUT = {
+    "methods", "see also", "examples", "example", "example usage", "usage", "references",
+    "reference", "doctests", "input shape", "output shape", "todo", "history", "authors", "author",
+    "copyright", "keywords", "raises", "warns",
 }  # fmt: skip
 UNDERLINE = re.compile(r"\s*([-=~^\"'*+#])\1{2,}\s*")
 TITLE = re.compile(r"\s*([A-Za-z][A-Za-z ]+):{1,2}\s*")
 ADMONITION = re.compile(
     r"\s*(?:\.\.\s*(?:note|warning|important|tip|hint|caution|attention)::|(?:Notes?|Warning):$)(.*)"
 )
+DEFINED = re.compile(r"[\w.,*`\\ -]+?(?: ?\([^()]*\))?:\s+(.+)")  # a name, a type, a description
 ITEM = re.compile(r"(?:[-*+•]|\(?[0-9]{1,2}[.)]|\(?[a-z]\))\s+(?=\S)")
 CODE = re.compile(r"\s*(?:>>>|\.\.(?:\.?\s|$)|In \[\d+\]:|\$ |:[\w -]+:|@\w)")  # or a directive
 
@@ -33,9 +37,11 @@ MARKUP = (  # what is read instead; {} is the mark around code
     (re.compile(r"(?<![\w*`])(\*\*?)(?=\S)([^*`]+?)(?<=\S)\1(?![\w*`])"), r"\2"),
     (re.compile(r"\s*\[[\w-]+\]_(?!\w)"), ""),
 )
-# What no running text has: markup that was not understood, code, formulas, addresses.
+# What no running text has: markup that was not understood, code, formulas, addresses, and gaps
+# where a citation was.
 LEFT_OVER = re.compile(
     r"[\\{}|<>^~@#$*`]|\b_|_\b|(?<!\w)=|=(?!\w)|::|https?:|www\.|(?:^|\s)[.,;:)]|[.,;]\.|--|\[\d"
+    r"|\b(?:of|from|by|see|the|and|in)[.,;]"
 )
 SENTENCE_END = re.compile(r"[\w)\]\"'][.!?][\")']*$")
 
@@ -63,10 +69,14 @@ def plain(text: str, code: str = "") -> str:
     return text.strip()
 
 
-def blocks(docstring: str) -> Iterator[str]:
-    """The paragraphs and items of lists that stand at the margin, in order, with their markup."""
-    lines = unwrapped(without_sections(list(without_fences(docstring.expandtabs().splitlines()))))
-    for blank, group in itertools.groupby(lines, key=lambda line: not line.strip()):
+def blocks(docstring: str, left_out: Collection[str] = LEFT_OUT) -> Iterator[str]:
+    """The paragraphs and items of lists that stand at the margin, in order, with their markup.
+
+    left_out: sections; of DEFINITIONS the descriptions count as paragraphs.
+    """
+    lines = list(without_fences(docstring.expandtabs().splitlines()))
+    lines = without_google_sections(without_numpy_sections(lines, left_out), left_out)
+    for blank, group in itertools.groupby(unwrapped(lines), key=lambda line: not line.strip()):
         block = list(group)
         if blank or block[0].startswith(" ") or any(map(CODE.match, block)):
             continue
@@ -90,21 +100,44 @@ def without_fences(lines: Iterable[str]) -> Iterator[str]:
         yield "" if inside or fence else line
 
 
-def without_sections(lines: Sequence[str]) -> Iterator[str]:
-    """NumPy's are a title with a line under it; Google's a title with a colon, and an indent."""
-    dropped, margin = False, None
+def without_numpy_sections(lines: Sequence[str], left_out: Collection[str]) -> Iterator[str]:
+    """A title with a line under it; descriptions are four spaces to the right of their names."""
+    section = ""
     for line, below in itertools.zip_longest(lines, lines[1:], fillvalue=""):
         if line.strip() and UNDERLINE.fullmatch(below):
-            dropped, margin = line.strip().lower() in SECTIONS, None
+            section = line.strip().lower()
             yield ""
-            continue
-        if margin is not None and line.strip() and indent(line) <= margin:
-            margin = None
+        elif section in left_out or UNDERLINE.fullmatch(line):
+            yield ""
+        elif section in DEFINITIONS:
+            yield line[4:] if indent(line) >= 4 else ""
+        else:
+            yield line
+
+
+def without_google_sections(lines: Iterable[str], left_out: Collection[str]) -> Iterator[str]:
+    """A title with a colon; `name (type): description` below it, two or four spaces to the right,
+    goes on still further to the right.
+    """
+    section, margin, body = "", 0, None
+    for line in lines:
+        if line.strip() and indent(line) <= margin:
+            section = ""
         title = TITLE.fullmatch(line)
-        if margin is None and title and title[1].lower() in SECTIONS:
-            margin = indent(line)
-        left_out = dropped or margin is not None or UNDERLINE.fullmatch(line)
-        yield "" if left_out else line
+        if not section and title and title[1].lower() in {*left_out, *DEFINITIONS}:
+            section, margin, body = title[1].lower(), indent(line), None
+            yield ""
+        elif section in left_out or not line.strip():
+            yield ""
+        elif section:
+            body = indent(line) if body is None else body
+            if indent(line) == body:  # another name
+                yield ""
+            defined = DEFINED.fullmatch(line.strip()) if indent(line) == body else None
+            text = defined[1][0].upper() + defined[1][1:] if defined else line.strip()
+            yield " " * margin + text
+        else:
+            yield line
 
 
 def unwrapped(lines: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlm_jax.data.corpora.docstrings import Definition, Docstring
-from mlm_jax.data.corpora.rest import blocks, is_prose, plain
+from mlm_jax.data.corpora.rest import DEFINITIONS, LEFT_OUT, blocks, is_prose, plain
 from mlm_jax.data.corpora.sources import Package
 
 Arguments = tuple[tuple[str, str | None], ...]  # (name, default or None where there is none)
@@ -64,7 +64,7 @@ def subject(package: Package, docstring: Docstring) -> Subject | None:
     """None where its docstring does not begin with a summary that can stand alone."""
     if not docstring.names or isinstance(docstring.node, ast.Module):
         return None
-    texts = [sentence(block) for block in blocks(docstring.text)][:2]
+    texts = [sentence(b) for b in blocks(docstring.text, LEFT_OUT | DEFINITIONS)][:2]
     if not texts or not texts[0]:
         return None
     is_public = not any(part.startswith("_") for part in docstring.module.split("."))
@@ -117,6 +117,8 @@ def arguments(node: Definition, is_method: bool) -> Arguments | None:
     given = tuple(signature(node.args))
     if is_method and "staticmethod" not in decorators:
         given = given[1:]
+    if any(name == "self" for name, _ in given):  # what a decorator makes of it takes others
+        return None
     return given if len(called("", given)) <= 100 else None
 
 
