@@ -1,0 +1,14 @@
+"""What every machine has that one can learn from: the recipes of the built-in corpora.
+
+kind             made from                                                  under
+python           sources of Python's standard library                       PSF-2.0
+prose            docstrings of the standard library and of numpy, scipy,    PSF-2.0; BSD-3-Clause;
+                 jax, flax, optax and orbax                                 Apache-2.0
+conversations    their docstrings, signatures and doctests                  the same
+en-fr, en-de     message catalogues of django; of wagtail and sphinx too,   BSD-3-Clause;
+                 where they are installed                                   BSD-2-Clause
+
+Files are read where they are installed, and nothing is imported or run. A package is read where it
+is installed and left out where it is not; only the pairs need django. Each corpus holds out about
+one source in twenty, by a hash of its name: a file, an object, an English sentence.
+"""
