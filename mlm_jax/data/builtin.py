@@ -69,15 +69,10 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
     fim: the last four ids of the tokenizer are fill-in-the-middle's FIM_TOKENS, which no text has;
     the others are those of a vocabulary of four fewer. For objective "causal" only.
 
-    Raises DataError for an unknown kind, where the interpreter comes without sources or a package
-    is missing, and where the cache cannot be written.
+    Raises DataError for an unknown kind, for too few ids, where the interpreter comes without
+    sources or a package is missing, and where the cache cannot be written.
     """
-    if kind not in RECIPES:
-        raise DataError(f"there is no built-in corpus {kind!r}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[kind]
-    if fim and recipe.objective != "causal":
-        raise DataError(f"the built-in corpus {kind!r} has no middles to fill in; try python")
-    recipe = dataclasses.replace(recipe, last=FIM_TOKENS) if fim else recipe
+    recipe = recipe_of(kind, vocab_size, fim)
     packages = recipe.packages()
     files = [[p.name, p.version, sorted(recipe.sizes(p.folder).items())] for p in packages]
     key = json.dumps([RECIPE, kind, platform.python_version(), vocab_size, fim, files])
@@ -105,6 +100,20 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
         licence="; ".join(f"{p.name} {p.version}: {p.licence}" for p in packages),
         **measured,
     )
+
+
+def recipe_of(kind: str, vocab_size: int, fim: bool) -> Recipe:
+    if kind not in RECIPES:
+        raise DataError(f"there is no built-in corpus {kind!r}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[kind]
+    if fim:
+        if recipe.objective != "causal":
+            raise DataError(f"the built-in corpus {kind!r} has no middles to fill in; try python")
+        recipe = dataclasses.replace(recipe, last=FIM_TOKENS)
+    if vocab_size < (least := 256 + len(recipe.special) + len(recipe.last)):
+        small = f"vocab_size={vocab_size} is too small for the built-in corpus {kind!r}"
+        raise DataError(f"{small}; try {least} or more")
+    return recipe
 
 
 def cache_folder() -> Path:

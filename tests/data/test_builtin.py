@@ -1,5 +1,6 @@
 import dataclasses
 import lzma
+import platform
 import subprocess
 import sys
 
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 
 from mlm_jax.data import builtin
-from mlm_jax.data.builtin import builtin_corpus, cache_folder, is_code, is_held_out, read_sources
+from mlm_jax.data.builtin import FIM_TOKENS, builtin_corpus, cache_folder
+from mlm_jax.data.corpora import sources
+from mlm_jax.data.corpora.python import is_code, read_sources
+from mlm_jax.data.corpora.sources import (
+    folded,
+    is_held_out,
+    source_sizes,
+    without_repeats,
+)
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
@@ -30,13 +39,15 @@ def stdlib(tmp_path, monkeypatch):
         file = tmp_path / "stdlib" / f"package{number % 3}" / f"module{number}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(CODE.format(number))
-    monkeypatch.setattr(builtin.sysconfig, "get_paths", lambda: {"stdlib": tmp_path / "stdlib"})
+    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": tmp_path / "stdlib"})
     monkeypatch.setenv("MLM_JAX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "stdlib"
 
 
 def test_the_corpus_has_its_known_size(corpus):
-    assert 300 < corpus.files < 450  # sizes are stable across versions of Python, bytes are not
+    assert (corpus.kind, corpus.objective) == ("python", "causal")
+    assert corpus.licence == f"Python {platform.python_version()}: PSF-2.0"
+    assert 300 < corpus.documents < 450  # sizes are stable across versions of Python, bytes are not
     assert 5.5e6 < corpus.train_bytes < 9e6
     assert 0.03 < corpus.valid_bytes / corpus.train_bytes < 0.1
 
@@ -45,7 +56,7 @@ def test_every_document_is_a_file_closed_by_eod(corpus):
     tokenizer = load_tokenizer(corpus.tokenizer)
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (2048, 0)
     train, valid = IndexedDataset(corpus.train), IndexedDataset(corpus.valid)
-    assert len(train) + len(valid) == corpus.files
+    assert len(train) + len(valid) == corpus.documents
     for indexed, size in ((train, corpus.train_bytes), (valid, corpus.valid_bytes)):
         tokens = np.concatenate([indexed.tokens(i) for i in range(len(indexed))])
         assert np.count_nonzero(tokens == 0) == len(indexed)
@@ -73,35 +84,71 @@ def test_baselines_are_what_they_say(corpus):
 
 
 def test_a_second_call_finds_the_first(stdlib, monkeypatch, capfd):
-    first = builtin_corpus(300)
+    first = builtin_corpus(vocab_size=300)
     monkeypatch.setattr(builtin, "build", None)
-    assert builtin_corpus(300) == first
+    assert builtin_corpus(vocab_size=300) == first
     assert [p.parent for p in (first.train, first.valid)] == [first.tokenizer.parent] * 2
     assert list(first.tokenizer.parents[1].iterdir()) == [first.tokenizer.parent]
     assert capfd.readouterr() == ("", "")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        first.files = 1
+        first.documents = 1
 
 
 def test_another_vocabulary_python_or_source_is_another_corpus(stdlib, monkeypatch):
-    folders = [builtin_corpus(300).train.parent, builtin_corpus(301).train.parent]
+    folders = [builtin_corpus(vocab_size=size, fim=fim).train.parent
+               for size, fim in ((300, False), (301, False), (300, True))]  # fmt: skip
     monkeypatch.setattr(builtin.platform, "python_version", lambda: "3.99.0")
-    folders.append(builtin_corpus(300).train.parent)
+    folders.append(builtin_corpus(vocab_size=300).train.parent)
     (stdlib / "package0" / "more.py").write_text(CODE.format("more"))
-    folders.append(builtin_corpus(300).train.parent)
-    assert len({*folders}) == 4
+    folders.append(builtin_corpus(vocab_size=300).train.parent)
+    assert len({*folders}) == 5
+
+
+def test_middles_to_fill_in_change_no_id_but_the_last_four(stdlib):
+    plain, fim = builtin_corpus(vocab_size=300), builtin_corpus(vocab_size=300, fim=True)
+    of_plain, of_fim = load_tokenizer(plain.tokenizer), load_tokenizer(fim.tokenizer)
+    assert of_fim.vocab_size == of_plain.vocab_size == 300
+    assert [of_fim.id_of(token) for token in FIM_TOKENS] == [296, 297, 298, 299]
+    assert [of_fim.decode([i]) for i in range(296)] == [of_plain.decode([i]) for i in range(296)]
+    assert of_fim.eod_id == 0
+    assert of_fim.encode("a<|fim_middle|>b")[1:2] == [297]
+    assert not {296, 297, 298, 299} & {*IndexedDataset(fim.train).tokens(0).tolist()}
+
+
+def test_a_text_that_spells_out_a_special_token_is_left_out(stdlib):
+    for number, token in enumerate(("<|endoftext|>", "<|fim_pad|>", "<|im_end|>")):
+        (stdlib / f"spelt{number}.py").write_text(CODE.format(number) + f"token = {token!r}\n")
+    assert builtin_corpus(vocab_size=300).documents == 82
+    assert builtin_corpus(vocab_size=300, fim=True).documents == 81
+
+
+def test_what_there_is_none_of_is_refused():
+    wanted = "no built-in corpus 'pyhton'; there are python, prose, conversations, en-fr, en-de"
+    with pytest.raises(DataError, match=wanted):
+        builtin_corpus("pyhton")
+    with pytest.raises(DataError, match="'en-fr' has no middles to fill in; try python"):
+        builtin_corpus("en-fr", fim=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fim", "least"),
+    [("python", False, 257), ("python", True, 261), ("conversations", False, 259)],
+)
+def test_a_vocabulary_without_room_for_all_bytes_is_refused(kind, fim, least):
+    with pytest.raises(DataError, match=f"vocab_size={least - 1} .* {kind!r}; try {least} or more"):
+        builtin_corpus(kind, least - 1, fim=fim)
 
 
 def test_nothing_half_stays_after_a_failure(stdlib, tmp_path, monkeypatch):
-    def interrupted(texts):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builtin, "xz_baseline", interrupted)  # the last thing before it is complete
+        patch.setattr(builtin, "xz_baseline", interrupted)  # when nearly everything is written
         with pytest.raises(KeyboardInterrupt):
-            builtin_corpus(300)
+            builtin_corpus(vocab_size=300)
     assert not list((tmp_path / "cache").iterdir())
-    assert builtin_corpus(300).files == 80
+    assert builtin_corpus(vocab_size=300).documents == 80
 
 
 def test_two_at_once_agree(stdlib, tmp_path, monkeypatch):
@@ -110,28 +157,32 @@ def test_two_at_once_agree(stdlib, tmp_path, monkeypatch):
     def slow(*args):
         build(*args)
         monkeypatch.setattr(builtin, "build", build)
-        other.append(builtin_corpus(300))  # a second process starts and finishes meanwhile
+        other.append(
+            builtin_corpus(vocab_size=300)
+        )  # a second process starts and finishes meanwhile
 
     monkeypatch.setattr(builtin, "build", slow)
-    assert builtin_corpus(300) == other[0]
+    assert builtin_corpus(vocab_size=300) == other[0]
     assert list((tmp_path / "cache").iterdir()) == [other[0].train.parent]
 
 
 def test_a_python_without_sources_is_refused(stdlib, tmp_path, monkeypatch):
     for number in range(31):
         (stdlib / f"package{number % 3}" / f"module{number}.py").unlink()
-    with pytest.raises(DataError, match=r"stdlib: 49 usable .* fewer than 50; .* set data\.path"):
-        builtin_corpus(300)
-    monkeypatch.setattr(builtin.sysconfig, "get_paths", lambda: {"stdlib": "/nowhere.zip"})
+    with pytest.raises(
+        DataError, match=r"python, from .*stdlib: 49 usable .* fewer than 50; .* set data\.path"
+    ):
+        builtin_corpus(vocab_size=300)
+    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": "/nowhere.zip"})
     with pytest.raises(DataError, match=r"nowhere\.zip: 0 usable"):
-        builtin_corpus(300)
+        builtin_corpus(vocab_size=300)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_refused(stdlib, tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(DataError, match=r"cache/builtin.*cannot be written.*set MLM_JAX_CACHE"):
-        builtin_corpus(300)
+        builtin_corpus(vocab_size=300)
 
 
 def test_cache_folder(monkeypatch, tmp_path):
@@ -158,7 +209,7 @@ def test_which_files_are_taken(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     (tmp_path / "dead.py").symlink_to("nowhere.py")
-    sizes = builtin.source_sizes(tmp_path)
+    sizes = source_sizes(tmp_path)
     assert sizes.keys() == taken.keys() | unread.keys()
     assert sizes["a.py"] == len(code)
     texts = read_sources(tmp_path, sorted(sizes))
@@ -172,6 +223,13 @@ def test_is_code():
     assert not is_code("x = [1, 2, 3, 4, 5, 6, 7, 8]\n")  # a table
     assert not is_code("words without a meaning\n")
     assert is_code("pattern = 'an escape \\w that warns'\n")
+
+
+def test_texts_that_read_alike_are_one():
+    assert folded("Don't “Panic”, 42!") == "dontpanic"
+    seen = {"seen"}
+    assert without_repeats(["Seen.", "A b.", "a B!", "é", "E"], seen) == ["A b.", "é", "E"]
+    assert seen == {"seen", "ab", "é", "e"}
 
 
 def test_a_file_is_held_out_by_its_name():

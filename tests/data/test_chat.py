@@ -160,6 +160,7 @@ def test_a_template_that_cannot_be_told_apart_is_refused(source):
         ("{{ messages.append(1) }}", "refuses"),  # an immutable sandbox
         ("{{ messages.__class__.__mro__ }}", "refuses"),
         ("{{ 1 / 0 }}", "refuses"),
+        ("{{ '{a}'.format() }}", "refuses"),
     ],
 )
 def test_a_bad_template_is_refused(source, message):

@@ -14,6 +14,7 @@ DOCUMENTED = {  # import packages by the names that pip knows
     "orbax-checkpoint": "orbax",
 }  # fmt: skip
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 does not have
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -60,7 +61,7 @@ def docstrings(package: Package) -> Iterator[Docstring]:
         dotted = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         exported = exports(tree)
         for names, node in objects(tree, ()):
-            if text := ast.get_docstring(node):
+            if (text := ast.get_docstring(node)) and not SURROGATE.search(text):
                 hidden = exported is not None and names and names[0] not in exported
                 public = not hidden and not any(name.startswith("_") for name in names)
                 module = package.prefix + dotted

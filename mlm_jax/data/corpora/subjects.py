@@ -14,7 +14,7 @@ Arguments = tuple[tuple[str, str | None], ...]  # (name, default or None where t
 LONGEST = 300  # characters of an answer
 REFERS = re.compile(r"\b(see|above|below|following|deprecated|internal|FIXME)\b", re.IGNORECASE)
 VERBS = {  # that summaries begin with
-    "accept", "add", "append", "apply", "assert", "assign", "attach", "broadcast", "build",
+    "accept", "add", "append", "apply", "assert", "assign", "attach", "break", "broadcast", "build",
     "calculate", "call", "change", "check", "clear", "clone", "close", "collect", "combine",
     "compare", "compile", "compute", "concatenate", "configure", "construct", "convert",
     "copy", "count", "create", "decode", "decorate", "define", "delete", "describe",
