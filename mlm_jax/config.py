@@ -160,6 +160,15 @@ class TrainConfig:
         1, "non-finite steps in a row that end the run; fewer are left out", low=1
     )
 
+    @property
+    def microbatch(self) -> int:
+        """Sequences of a microbatch."""
+        return self.global_batch_size // self.accumulate
+
+    def microbatches(self, sequences: int) -> int:
+        """Into how many microbatches a batch of this size is cut: a short one into none."""
+        return max(sequences // self.microbatch, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

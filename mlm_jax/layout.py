@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import LayoutConfig, ModelConfig, RunConfig
 from mlm_jax.errors import LayoutError
 
@@ -141,8 +142,10 @@ class Layout:
             rules=dict(run.layout.rules), weights=run.layout.weights,
             zero=run.layout.zero if training else 0,
         )  # fmt: skip
-        batch = run.train.global_batch_size // run.train.accumulate if training else None
-        return layout.fit(run.model, batch=batch)
+        if not training:
+            return layout.fit(run.model)
+        micro = (min(size, run.train.microbatch) for size in BatchSizes.of(run).sizes())
+        return [layout.fit(run.model, batch=size) for size in micro][-1]
 
     def spec(self, *dims: str | None) -> P:
         """PartitionSpec of an array with these dims; None is a dim that is never split."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from mlm_jax.boards import check_wandb, open_wandb
 from mlm_jax.checkpoint.manager import Checkpoints, require_room
 from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
-from mlm_jax.data.pipeline import Data, open_data, place
+from mlm_jax.data.pipeline import Data, open_data
+from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import StopSignals, refuse_several
 from mlm_jax.errors import CheckpointError, ConfigError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.examination import Examination
@@ -115,6 +116,8 @@ class Story:
         self.bad_steps = BadSteps(run.train.bad_steps_limit, weight_names(steps.abstract.params))
         self.pending: list[tuple[int, Metrics]] = []  # of steps that nobody has waited for
         self.settled: list[Metrics] = []  # of the other steps since the last row
+        self.feed, self.sizes = Feed(data.train, layout), data.train.sizes
+        self.step_fns: dict[int, Any] = {}  # compiled, by the size of a batch
         self.saved, self.finished = 0, False  # newest checkpoint; whether nothing is left to do
         self.mark = self.data_wait = 0.0  # start of the time that the next row covers
 
@@ -125,15 +128,15 @@ class Story:
         self.tell_damage(start)
         if start and self.is_due(start, t.eval_every):
             self.examine(state.params, start)  # what a kill or a signal left undone
-        step_fn = None if self.stop or start == last else self.compiled(state, start)
-        if self.stop or step_fn is None:  # nothing new to save
-            return
+        if self.stop or start == last or not self.step_fn(state, start) or self.stop:
+            return  # nothing new to save
         profiler = Profiler(self.workdir / "profile")
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
             if profile and step == profile.first:
                 with self.paused():
                     profiler.start(step)
+            step_fn = self.step_fn(state, step - 1)
             state, metrics = step_fn(state, batch)  # returns at once; the device works on
             self.pending.append((step, metrics))
             if profile and profiler.first and (step == profile.last or self.stop):
@@ -167,17 +170,24 @@ class Story:
                 self.checkpoints.save(step, state)
             self.saved = step
 
-    def compiled(self, state: TrainState, start: int) -> Any:
-        """The train step compiled for this run's shapes; what it takes is written down."""
+    def step_fn(self, state: TrainState, k: int) -> Any:
+        """The train step compiled for the size of batch k, when that is first seen."""
+        size = self.sizes.size(k)
+        if size not in self.step_fns:
+            with self.paused():
+                self.step_fns[size] = self.compiled(state, k)
+        return self.step_fns[size]
+
+    def compiled(self, state: TrainState, k: int) -> Any:
+        """The train step for the shape of batch k; what it takes is written down."""
         begun = time.perf_counter()
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        self.rows.write("event", start, event="compiling", parameters=parameters)
-        batch = place(self.data.train.batch(start), self.layout)
-        step_fn = self.steps.train.lower(state, batch).compile()
+        self.rows.write("event", k, event="compiling", parameters=parameters)
+        step_fn = self.steps.train.lower(state, self.feed.batch(k)).compile()
         memory = step_fn.memory_analysis()
         self.rows.write(
-            "event", start, event="compiled", seconds=time.perf_counter() - begun,
-            parameters=parameters,
+            "event", k, event="compiled", seconds=time.perf_counter() - begun,
+            parameters=parameters, batch_size=self.sizes.size(k),
             devices=self.layout.mesh.size, device_kind=jax.devices()[0].device_kind,
             state_gib=memory.argument_size_in_bytes / 2**30,
             temporary_gib=memory.temp_size_in_bytes / 2**30,
@@ -186,12 +196,12 @@ class Story:
 
     def batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of steps start + 1 to stop, on the devices; counts the seconds waited."""
-        ahead = self.data.train.prefetch(start, stop)
-        for _ in range(start, stop):
-            begun = time.perf_counter()
-            batch = place(next(ahead), self.layout)
-            self.data_wait += time.perf_counter() - begun
-            yield batch
+        with closing(self.feed.ahead(start, stop)) as ahead:
+            for _ in range(start, stop):
+                begun = time.perf_counter()
+                batch = next(ahead)
+                self.data_wait += time.perf_counter() - begun
+                yield batch
 
     def write_train_row(self, step: int) -> None:
         """One row for the steps since the last; waits for them."""
@@ -199,15 +209,16 @@ class Story:
         metrics, n, seconds = self.settled, len(self.settled), time.perf_counter() - self.mark
         good = [m for m in metrics if m["applied"]] or metrics
         weight = sum(m["weight"] for m in good)
-        flops, tokens = self.flops_per_step(), self.tokens_per_step()
-        flops_per_s = flops * n / seconds / self.layout.mesh.size
+        sequences, T = self.sizes.start(step) - self.sizes.start(step - n), self.run.model.seq_len
+        flops_per_s = self.flops(sequences) / seconds / self.layout.mesh.size
         peak = peak_flops(jax.devices()[0].device_kind)
         self.rows.write(
             "train", step,
             loss=sum(m["loss"] * m["weight"] for m in good) / max(weight, 1),
             grad_norm=metrics[-1]["grad_norm"], learning_rate=metrics[-1]["learning_rate"],
-            tokens=step * tokens, step_time_s=seconds / n, data_wait_s=self.data_wait / n,
-            tokens_per_s=tokens * n / seconds, tflops_per_device=flops_per_s / 1e12,
+            tokens=self.sizes.start(step) * T, step_time_s=seconds / n,
+            data_wait_s=self.data_wait / n, tokens_per_s=sequences * T / seconds,
+            tflops_per_device=flops_per_s / 1e12,
             mfu=flops_per_s / peak if peak else None, memory_gib=peak_memory_gib(),
             **as_row(metrics[-1].get("watched", {})),
         )  # fmt: skip
@@ -241,13 +252,10 @@ class Story:
             self.finished = last and complete
             write_report(self.workdir)
 
-    def tokens_per_step(self) -> int:
-        return self.run.train.global_batch_size * self.run.model.seq_len
-
-    def flops_per_step(self) -> float:
+    def flops(self, sequences: int) -> float:
         m = self.run.model
         return flops_per_step(
-            batch=self.run.train.global_batch_size, seq_len=m.seq_len, n_layers=m.n_layers,
+            batch=sequences, seq_len=m.seq_len, n_layers=m.n_layers,
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
             head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
         )  # fmt: skip

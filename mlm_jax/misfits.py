@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from mlm_jax.batch_sizes import parse_schedule
 from mlm_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
@@ -55,12 +56,70 @@ def misfits(run: RunConfig) -> list[str]:
         (t.global_batch_size % t.accumulate,
          f"train.global_batch_size={t.global_batch_size} does not divide by train.accumulate="
          f"{t.accumulate}; try accumulate {near_divisors(t.global_batch_size, t.accumulate)}"),
-        (d.path is None and d.tokenizer is not None,
-         f"data.tokenizer={d.tokenizer!r} does nothing with the built-in corpus; set data.path"),
-        (d.path is None and d.split != DataConfig.split,
-         f"data.split={d.split!r} does nothing: the built-in corpus holds out files of its own"),
     ]  # fmt: skip
-    return [message for wrong, message in checks if wrong] + optimizer_misfits(run)
+    found = [message for wrong, message in checks if wrong]
+    return found + batch_misfits(run) + data_misfits(run) + optimizer_misfits(run)
+
+
+def batch_misfits(run: RunConfig) -> list[str]:
+    t = run.train
+    if t.batch_schedule is None or t.global_batch_size % t.accumulate:
+        return []
+    try:
+        sizes = [size for _, size in parse_schedule(t.batch_schedule, run.model.seq_len)]
+    except ValueError as why:
+        return [f"train.batch_schedule={t.batch_schedule!r} is not {why}"]
+    checks = [
+        (sizes[-1] != t.global_batch_size,
+         f"train.batch_schedule={t.batch_schedule!r} ends with {sizes[-1]}, not with"
+         f" train.global_batch_size={t.global_batch_size}; set global_batch_size to {sizes[-1]}"),
+        *[(size > t.microbatch and size % t.microbatch,
+           f"train.batch_schedule: {size} is no multiple of a microbatch, {t.microbatch} sequences"
+           " = train.global_batch_size / train.accumulate; try"
+           f" {size // t.microbatch * t.microbatch}")
+          for size in sizes],
+    ]  # fmt: skip
+    return [message for wrong, message in checks if wrong]
+
+
+def data_misfits(run: RunConfig) -> list[str]:
+    d = run.data
+    default = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    own = BUILTIN[d.objective]
+    without_path = "does nothing with a built-in corpus; set data.path"
+    checks = [
+        *[(d.path is None and getattr(d, key) is not None,
+           f"data.{key}={getattr(d, key)!r} {without_path}")
+          for key in ("tokenizer", "valid_path")],
+        (d.path is None and d.split != default["split"],
+         f"data.split={d.split!r} does nothing: a built-in corpus holds out documents of its own"),
+        (d.path is not None and d.builtin is not None,
+         f"data.builtin={d.builtin!r} does nothing with data.path={d.path!r}; set one of them"),
+        (d.builtin is not None and d.builtin not in own,
+         f"data.builtin={d.builtin!r} is not for data.objective={d.objective!r}; try"
+         f" {' or '.join(own)}"),
+        (d.valid_path is not None and d.split != default["split"],
+         f"data.split={d.split!r} does nothing with data.valid_path={d.valid_path!r}"),
+        (d.path is not None and d.tokenizer is None and d.objective != "causal",
+         f"data.objective={d.objective!r} needs data.tokenizer"),
+        *[(d.objective != "fim" and getattr(d, key) != default[key],
+           f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
+          for key in ("fim_rate", "fim_spm_rate", "fim_tokens")],
+        *[(getattr(d, key) > 1, f"data.{key}={getattr(d, key)} is a share: 1 at most")
+          for key in ("fim_rate", "fim_spm_rate")],
+        *[(d.objective in ("chat", "pairs") and getattr(d, key) != default[key],
+           f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
+          for key in ("eod_mask_loss", "epochs")],
+        (d.reset_positions is not None and run.model.positions == "none",
+         f"data.reset_positions={d.reset_positions} does nothing with model.positions='none'"),
+    ]  # fmt: skip
+    return [message for wrong, message in checks if wrong]
+
+
+BUILTIN = {  # corpora by objective, the default first
+    "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
+    "pairs": ("en-fr", "en-de"),
+}  # fmt: skip
 
 
 def optimizer_misfits(run: RunConfig) -> list[str]:

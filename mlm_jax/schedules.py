@@ -1,17 +1,56 @@
-"""Schedules by updates done: of the learning rate, and of weight decay."""
+"""Schedules by updates done: of the learning rate, and of weight decay.
+
+Where the batch grows (train.batch_schedule), an update counts as the share of global_batch_size
+that it takes: schedules follow the sequences seen, as Megatron-LM's do.
+"""
 
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import RunConfig
 
 
 def make_schedule(run: RunConfig) -> optax.Schedule:
     """The learning rate: linear warm-up from 0 to lr, then from there on to min_lr."""
+    return by_sequences(run, _learning_rate(run))
+
+
+def make_decay_schedule(run: RunConfig) -> optax.Schedule:
+    """Weight decay: from weight_decay to weight_decay_end over the steps of the run."""
     o = run.optimizer
-    falls = max((o.decay_steps or run.train.steps) - o.warmup_steps, o.wsd_decay_steps or 1)
+    end = o.weight_decay if o.weight_decay_end is None else o.weight_decay_end
+    fall = FALLS[o.weight_decay_schedule](full_batches(run, run.train.steps))
+    return by_sequences(run, between(o.weight_decay, end, fall))
+
+
+def full_batches(run: RunConfig, steps: int) -> float:
+    """Batches of global_batch_size that this many steps take."""
+    return BatchSizes.of(run).start(steps) / run.train.global_batch_size
+
+
+def by_sequences(run: RunConfig, schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule of full batches by updates done."""
+    stages = np.array(BatchSizes.of(run).stages)
+    if len(stages) == 1:
+        return schedule
+    first, sequences, size = jnp.asarray(stages.T)
+
+    def by_updates(step: Any) -> Any:
+        stage = jnp.searchsorted(first, step, side="right") - 1
+        whole = run.train.global_batch_size
+        return schedule((sequences[stage] + (step - first[stage]) * size[stage]) / whole)
+
+    return by_updates
+
+
+def _learning_rate(run: RunConfig) -> optax.Schedule:
+    o = run.optimizer
+    decay_steps = o.decay_steps or full_batches(run, run.train.steps)
+    falls = max(decay_steps - o.warmup_steps, o.wsd_decay_steps or 1)
 
     def inverse_sqrt(step: Any) -> Any:
         updates = jnp.maximum(step + o.warmup_steps, 1)
@@ -30,13 +69,6 @@ def make_schedule(run: RunConfig) -> optax.Schedule:
         return after
     warm_up = optax.linear_schedule(0.0, o.lr, o.warmup_steps)
     return optax.join_schedules([warm_up, after], [o.warmup_steps])
-
-
-def make_decay_schedule(run: RunConfig) -> optax.Schedule:
-    """Weight decay: from weight_decay to weight_decay_end over the steps of the run."""
-    o = run.optimizer
-    end = o.weight_decay if o.weight_decay_end is None else o.weight_decay_end
-    return between(o.weight_decay, end, FALLS[o.weight_decay_schedule](run.train.steps))
 
 
 def between(start: float, end: float, fall: optax.Schedule) -> optax.Schedule:

@@ -84,6 +84,7 @@ def train_step(
     """
     total = jnp.maximum(batch["weights"].sum(), 1)
     rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
+    n = run.train.microbatches(len(rows))
 
     def loss_of(params: nnx.State, micro: Batch) -> Any:
         seen = {} if run.watch.activations else None
@@ -100,7 +101,7 @@ def train_step(
         return (loss, jax.lax.with_sharding_constraint(grads, split)), seen
 
     (loss, grads), seen = over_microbatches(
-        loss_and_grads, dict(batch) | {"row": rows}, run.train.accumulate, layout,
+        loss_and_grads, dict(batch) | {"row": rows}, n, layout,
         add=lambda a, b: (added(a[0], b[0]), both(a[1], b[1])),
     )  # fmt: skip
     with jax.named_scope("optimizer"):
@@ -117,8 +118,7 @@ def train_step(
     if run.watch.groups:
         metrics["watched"] = group_norms(grads, updates, params)
     if run.watch.activations:
-        sizes = activation_sizes(seen, run.train.accumulate)
-        metrics["watched"] = metrics.get("watched", {}) | sizes
+        metrics["watched"] = metrics.get("watched", {}) | activation_sizes(seen, n)
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
@@ -131,7 +131,8 @@ def eval_step(
         model = nnx.merge(graphdef, params)
         return next_token_nats(model, micro, None, chunks=run.train.loss_chunks).nats
 
-    total = over_microbatches(nats, batch, run.train.accumulate, layout)
+    n = run.train.microbatches(len(batch["tokens"]))
+    total = over_microbatches(nats, batch, n, layout)
     return total, batch["weights"].sum()
 
 

@@ -270,7 +270,7 @@ def test_a_key_that_is_no_setting_is_refused_with_what_may_be_meant(plain, key, 
             )
         ),
         ({"layout.zero": 2}, "layout.zero=2 is not at least 0 and below 2"),
-        ({"data.tokenizer": "t"}, "data.tokenizer='t' does nothing with the built-in corpus"),
+        ({"data.tokenizer": "t"}, "data.tokenizer='t' does nothing with a built-in corpus"),
         ({"data.split": "9,1"}, "data.split='9,1' does nothing"),
     ],
 )  # fmt: skip

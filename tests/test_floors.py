@@ -18,7 +18,7 @@ import mlm_jax
 ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
-        "errors", "config", "misfits", "door", "layout", "distributed", "host",
+        "errors", "config", "misfits", "batch_sizes", "door", "layout", "distributed", "host",
         "metrics", "terminal", "boards", "profiling",
     },
     {"layers/", "data/"},

@@ -1,7 +1,9 @@
 import math
 
+import jax.numpy as jnp
 import pytest
 
+from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.schedules import make_decay_schedule, make_schedule
 from tests.conftest import tiny_run
 
@@ -90,3 +92,21 @@ def test_weight_decay_by_updates_done(settings, expected):
     schedule = make_decay_schedule(tiny_run(optimizer=settings, train={"steps": STEPS}))
     for step, decay in expected.items():
         assert float(schedule(step)) == pytest.approx(decay, abs=1e-6), step
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "inverse_sqrt", "wsd"])
+def test_where_the_batch_grows_schedules_follow_the_sequences_seen(schedule):
+    settings = {"lr": 1.0, "warmup_steps": 5, "schedule": schedule, "weight_decay_end": 0.5}
+    settings |= {"wsd_decay_steps": 10} if schedule == "wsd" else {}
+    settings |= {"weight_decay_schedule": "linear"}
+    grows = {"steps": 60, "global_batch_size": 32, "batch_schedule": "0:8 1K:16 8K:32"}
+    run = tiny_run(optimizer=settings, train=grows)
+    sizes = BatchSizes.of(run)
+    full = {"steps": sizes.start(60) // 32, "global_batch_size": 32}
+    assert sizes.start(60) % 32 == 0
+    of_full = tiny_run(optimizer=settings, train=full)
+    for make in (make_schedule, make_decay_schedule):
+        for step in (0, 1, 3, 4, 7, 20, 40, 59, 60, 100):
+            expected = float(make(of_full)(sizes.start(step) / 32))
+            assert float(make(run)(step)) == pytest.approx(expected, abs=1e-6), step
+    assert float(make_schedule(run)(20)) == float(make_schedule(run)(jnp.int32(20)))

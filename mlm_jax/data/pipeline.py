@@ -1,26 +1,21 @@
-"""From settings to batches: batch k is a function of seed, global batch size and data alone."""
+"""From settings to batches: batch k is a function of seed, batch sizes and data alone."""
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import RunConfig
-from mlm_jax.data.builtin import Corpus, builtin_corpus
-from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.sampling import GptSamples, split_ranges
-from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mlm_jax.data.blend_order import normalised, samples_per_dataset
+from mlm_jax.data.builtin import Corpus
+from mlm_jax.data.mix import Mix, Part, naming, open_files
+from mlm_jax.data.stream import Epochs, Exhaustive, Stream, Weighted
+from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import DataError
-from mlm_jax.layout import Layout
 
 HostBatch = dict[str, np.ndarray]
-BUILTIN_VOCAB = 2048
-SMALLEST_VOCAB = 257  # 256 bytes, and the end of a document
-CHECKED_TOKENS = 50_000_000  # of each file at start; every batch is checked when it is read
 
 
 class Data(NamedTuple):
@@ -29,154 +24,135 @@ class Data(NamedTuple):
     train: "Batches"
     valid: "Batches | None"
     tokenizer: Tokenizer | None
-    corpus: Corpus | None  # the built-in one, where data.path is not set
+    corpus: Corpus | None  # a built-in one, where data.path is not set
+    fingerprint: Mapping[str, Any]  # what a run that goes on must find again, wherever it is then
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What a run that goes on must find again, wherever its files are by then."""
-        return self.train.indexed.fingerprint()
+
+class Batches:
+    """Batch k of a split: samples sizes.start(k) to sizes.start(k + 1) of its stream."""
+
+    def __init__(self, run: RunConfig, split: str, stream: Stream, sizes: BatchSizes):
+        self.run, self.split, self.stream, self.sizes = run, split, stream, sizes
+
+    def __reduce__(self):  # another process opens the files itself
+        return reopened, (self.run, self.split)
+
+    @property
+    def n_samples(self) -> int:
+        """As many of the first samples hold none twice."""
+        return self.stream.n_samples
+
+    def batch(self, k: int, rows: np.ndarray | None = None, *, once: bool = False) -> HostBatch:
+        """tokens, targets, segments, positions int32 [B, T]; weights float32 [B, T], 0 = untrained.
+
+        segments and positions, which keep packed documents apart, are left out where settings say
+        so. rows: of the batch, ascending, where not all are wanted. once: what comes after the
+        first n_samples has weight 0.
+        """
+        start = self.sizes.start(k)
+        numbers = start + (np.arange(self.sizes.size(k)) if rows is None else rows)
+        samples = [self.stream.row(i) for i in numbers.tolist()]
+        batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        if once:
+            batch["weights"] *= (numbers < self.n_samples)[:, None]
+        return batch
+
+    def prefetch(
+        self, start: int, stop: int, rows: Mapping[int, np.ndarray] | None = None
+    ) -> Iterator[HostBatch]:
+        """Batches start to stop, read ahead by a thread, or by data.workers processes.
+
+        rows: by the size of a batch, those of it that are wanted. Closing the iterator ends the
+        thread or the processes.
+        """
+        import grain
+
+        def read(k: int) -> HostBatch:
+            return self.batch(k, rows[self.sizes.size(k)] if rows else None)
+
+        workers = self.run.data.workers
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else 4)
+        batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(ahead)
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(options)
+        with closing(iter(batches)) as batches:
+            yield from batches
 
 
 def open_data(run: RunConfig) -> Data:
     """Opens and checks the files of a run. Raises DataError naming what does not fit."""
-    if run.data.path is None:
-        if run.model.vocab_size < SMALLEST_VOCAB:
-            raise DataError(
-                f"model.vocab_size={run.model.vocab_size} is too small for the built-in corpus;"
-                f" try {SMALLEST_VOCAB} or more, or set data.path"
-            )
-        corpus = builtin_corpus(min(BUILTIN_VOCAB, run.model.vocab_size))
-        tokenizer = load_tokenizer(corpus.tokenizer)
-        train, valid = (IndexedDataset(prefix) for prefix in (corpus.train, corpus.valid))
-        parts = (train, range(len(train))), (valid, range(len(valid)))
-    else:
-        corpus = None
-        tokenizer = None
-        if run.data.tokenizer:
-            with naming(f"data.tokenizer={run.data.tokenizer!r}"):
-                tokenizer = load_tokenizer(run.data.tokenizer)
-        with naming(f"data.path={run.data.path!r}", prefixes_near(run.data.path)):
-            indexed = IndexedDataset(run.data.path)
-        if indexed.n_tokens == 0:
-            raise DataError(
-                f"data.path={run.data.path!r} holds no tokens; build it again from text"
-            )
-        with naming("data.split"):
-            train, valid, _ = split_ranges(run.data.split, len(indexed))
-        shares = [float(part) for part in run.data.split.replace(",", " ").split()]
-        if not valid and any(shares[1:2]):
-            raise DataError(
-                f"data.split={run.data.split!r} leaves none of {len(indexed)} documents for"
-                " validation; give it a larger part, or 0"
-            )
-        parts = (indexed, train), (indexed, valid)
-    if not run.data.cross_document_attention and max(p[0].lengths.max() for p in parts) < 2:
-        raise DataError("every document has one token: none is predicted from another")
-    if tokenizer and tokenizer.vocab_size > run.model.vocab_size:
+    files = open_files(run)
+    if files.tokenizer and files.tokenizer.vocab_size > run.model.vocab_size:
+        size = files.tokenizer.vocab_size
         raise DataError(
-            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's"
-            f" {tokenizer.vocab_size}; try model.vocab_size={tokenizer.vocab_size}"
+            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {size}; try"
+            f" model.vocab_size={size}"
         )
-    for indexed in {id(indexed): indexed for indexed, _ in parts}.values():
-        check_ids(indexed, run.model.vocab_size)
-    (indexed, train), (held_out, valid) = parts
-    batches = Batches(run, indexed, train)
-    return Data(batches, Batches(run, held_out, valid) if valid else None, tokenizer, corpus)
+    mixes = {"train": files.train, "valid": files.valid}
+    for source in {p.source for mix in mixes.values() if mix for p in mix.parts}:
+        source.check()
+    batches = {split: open_batches(run, split, mix) for split, mix in mixes.items() if mix}
+    fingerprint = files.train.fingerprint()
+    if run.data.epochs == "together":
+        fingerprint |= {"samples": samples_asked(run, "train")}  # which their order depends on
+    return Data(batches["train"], batches.get("valid"), *files[2:], fingerprint)
 
 
-@contextlib.contextmanager
-def naming(setting: str, hint: str = "") -> Iterator[None]:
-    """A DataError from within names the setting behind it."""
-    try:
-        yield
-    except DataError as why:
-        raise DataError(f"{setting}: {why}{hint}") from None
+def reopened(run: RunConfig, split: str) -> Batches:
+    """The batches of a split, of a run whose files were checked."""
+    return open_batches(run, split, getattr(open_files(run), split))
 
 
-def prefixes_near(path: str) -> str:
-    """'; try a or b': prefixes that a path to a file or a folder may stand for."""
-    stem = path.removesuffix(".bin").removesuffix(".idx")
-    found = [Path(f"{stem}.idx"), *sorted(Path(path).glob("*.idx"))]
-    there = [str(idx)[: -len(".idx")] for idx in found if idx.exists()]
-    there = [prefix for prefix in there if prefix != path]
-    return f"; try {' or '.join(there[:3])}" if there else ""
+def open_batches(run: RunConfig, split: str, mix: Mix) -> Batches:
+    sizes = BatchSizes.of(run)
+    if split == "valid":
+        sizes = BatchSizes([(0, run.train.global_batch_size)])
+    with naming(f"data of split {split}"):
+        return Batches(run, split, open_stream(run, mix, samples_asked(run, split)), sizes)
 
 
-class Batches:
-    """Batch k of a split: samples k * B to (k + 1) * B of an endless stream of epochs.
+def open_stream(run: RunConfig, mix: Mix, n_samples: int) -> Stream:
+    """The samples of a mix in the order of training; n_samples of them are asked for."""
+    seed, weights, only = run.train.seed, mix.weights, len(mix.parts) == 1
 
-    Each epoch is Megatron's index for one epoch: within the first, samples come as in Megatron-LM.
-    There later ones are shuffled with it, so that their order depends on the steps asked for.
-    """
+    def epochs(part: Part) -> Epochs:
+        return Epochs(lambda e: part.source.epoch(part.documents, epoch_seed(seed, e)))
 
-    def __init__(self, run: RunConfig, indexed: IndexedDataset, sequences: range):
-        self.indexed, self.sequences, self.run = indexed, sequences, run
-        self._epoch = functools.lru_cache(maxsize=2)(self._index_epoch)
-        self.n_samples = len(self._epoch(0))  # also refuses a split without a whole sample
+    def together(part: Part, asked: int | None) -> Epochs:
+        return Epochs(lambda _: part.source.epoch(part.documents, seed, asked))
 
-    def batch(self, k: int, *, once: bool = False) -> HostBatch:
-        """tokens, targets, segments, positions int32 [B, T]; weights float32 [B, T], 0 = untrained.
-
-        segments and positions, which keep packed documents apart, are left out where
-        data.cross_document_attention is set. once: what comes after the first epoch has weight 0.
-        """
-        B = self.run.train.global_batch_size
-        rows = [self._row(i) for i in range(k * B, (k + 1) * B)]
-        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        if once:
-            batch["weights"] *= np.arange(k * B, (k + 1) * B)[:, None] < self.n_samples
-        return batch
-
-    def prefetch(self, start: int, stop: int) -> Iterator[HostBatch]:
-        """Batches start to stop, read ahead by a thread."""
-        import grain
-
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        yield from grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(ahead)
-
-    def _row(self, i: int) -> HostBatch:
-        pieces = self._epoch(i // self.n_samples).pieces(i % self.n_samples)
-        tokens = np.concatenate(pieces, dtype=np.int32)
-        vocab_size = self.run.model.vocab_size
-        if tokens.min() < 0 or tokens.max() >= vocab_size:
-            raise DataError(bad_ids(self.indexed.prefix, tokens, vocab_size))
-        row = {"tokens": tokens[:-1], "targets": tokens[1:]}
-        if self.run.data.cross_document_attention:
-            return row | {"weights": np.ones(len(tokens) - 1, np.float32)}
-        lengths = np.array([len(piece) for piece in pieces])
-        segments = np.repeat(np.arange(len(pieces), dtype=np.int32), lengths)
-        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        positions = (np.arange(len(tokens)) - begins).astype(np.int32)
-        # The first token of a document has nothing in its own document to be predicted from.
-        weights = (segments[1:] == segments[:-1]).astype(np.float32)
-        return row | {"segments": segments[:-1], "positions": positions[:-1], "weights": weights}
-
-    def _index_epoch(self, epoch: int) -> GptSamples:
-        seed = self.run.train.seed  # Megatron's order; later epochs draw seeds of their own
-        if epoch:
-            seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        return GptSamples(
-            self.indexed, self.sequences, n_samples=None, seq_len=self.run.model.seq_len,
-            seed=seed,
-        )  # fmt: skip
+    if run.data.epochs == "apart":
+        streams = [epochs(part) for part in mix.parts]
+        if only:
+            return streams[0]
+        if weights is None:
+            return Exhaustive(streams)
+        return Weighted(streams, normalised(weights), n_samples)
+    asked: list[Any] = [n_samples if only else None] * len(mix.parts)
+    if weights is not None:
+        asked = samples_per_dataset(normalised(weights), n_samples)
+    streams = [together(*part) for part in zip(mix.parts, asked, strict=True)]
+    if only:
+        return streams[0]
+    weights = normalised(weights or [stream.n_samples for stream in streams])
+    stream = Weighted(streams, weights, n_samples)
+    if stream.n_samples < n_samples:
+        raise DataError(
+            f"the blend has {stream.n_samples} samples, and {n_samples} are asked for; give it"
+            " weights, train fewer steps, or set data.epochs='apart'"
+        )
+    return stream
 
 
-def place(batch: HostBatch, layout: Layout) -> dict[str, jax.Array]:
-    """The batch on the devices of a layout, rows split over its data axes."""
-    return jax.device_put(batch, layout.sharding("batch", None))
+def samples_asked(run: RunConfig, split: str) -> int:
+    """As many as Megatron-LM asks of a split (get_train_valid_test_num_samples)."""
+    t = run.train
+    if split == "train":
+        return BatchSizes.of(run).start(t.steps)
+    return (t.steps // t.eval_every + 1) * t.eval_batches * t.global_batch_size
 
 
-def check_ids(indexed: IndexedDataset, vocab_size: int) -> None:
-    """Raises DataError where the file, or an even sample of a very large one, has other ids."""
-    stride = max(1, indexed.n_tokens // CHECKED_TOKENS)
-    for i in range(0, len(indexed), stride):
-        tokens = indexed.tokens(i)
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise DataError(bad_ids(indexed.prefix, tokens, vocab_size))
-
-
-def bad_ids(prefix: Path | str, tokens: np.ndarray, vocab_size: int) -> str:
-    wrong = int(next(t for t in tokens.tolist() if not 0 <= t < vocab_size))
-    return (
-        f"{prefix}.bin holds token id {wrong}, beyond model.vocab_size={vocab_size};"
-        " set model.vocab_size to the size of the tokenizer that built it"
-    )
+def epoch_seed(seed: int, epoch: int) -> int:
+    """That of the run for its first epoch, as in Megatron-LM; later ones have their own."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) if epoch else seed

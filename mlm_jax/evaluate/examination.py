@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mlm_jax.config import RunConfig
-from mlm_jax.data.pipeline import Data, place
+from mlm_jax.data.pipeline import Data
+from mlm_jax.data.placement import place
 from mlm_jax.distributed import StopSignals
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
@@ -53,7 +54,7 @@ class Examination:
             if self.stop:
                 return
             batch = valid.batch(k, once=True)
-            sums = self.steps.evaluate(params, place(batch, self.layout))
+            sums = self.steps.evaluate(params, place(batch, self.layout, B))
             nats, weight = nats + float(sums[0]), weight + float(sums[1])
             if self.token_bytes is not None:
                 n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())

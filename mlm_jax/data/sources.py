@@ -1,0 +1,193 @@
+"""What a split is read from: parts of token files, or of files of conversations and pairs."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlm_jax.config import RunConfig
+from mlm_jax.data import files
+from mlm_jax.data.examples import Example, chat_examples, pair_examples
+from mlm_jax.data.fim import Fim, fill_in_the_middle, fim_tokens
+from mlm_jax.data.index_cache import cached
+from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.packing import PackedExamples
+from mlm_jax.data.sampling import GptSamples
+from mlm_jax.data.stream import Rows
+from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.windows import Row, causal
+from mlm_jax.errors import DataError
+
+CHECKED_TOKENS = 50_000_000  # of each file at start; every sample is checked when it is read
+READ: dict[str, Callable[[str, Tokenizer], list[Example]]] = {  # by objective
+    "chat": chat_examples, "pairs": pair_examples,
+}  # fmt: skip
+
+
+class Source(Protocol):
+    """name: its path. size: how many documents, of which a split takes a range."""
+
+    name: str
+    size: int
+
+    def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
+        """All samples of the documents in `part`, once, in the order of a seed.
+
+        n_samples: at least so many, by as many epochs as they take, shuffled together.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these tokens from others, wherever the file is."""
+        ...
+
+    def check(self) -> None:
+        """Raises DataError where it holds ids that the model does not have."""
+        ...
+
+
+def open_source(
+    path: str, run: RunConfig, tokenizer: Tokenizer | None, cache: Path | None
+) -> Source:
+    """The file, or pair of files, at a path, as the run's objective reads it."""
+    if run.data.objective in READ:
+        assert tokenizer is not None  # see misfits
+        return ExampleFile(path, run, tokenizer, cache)
+    return TokenFile(path, run, tokenizer, cache)
+
+
+class TokenFile:
+    """PREFIX.bin and PREFIX.idx, whose windows are samples."""
+
+    def __init__(self, path: str, run: RunConfig, tokenizer: Tokenizer | None, cache: Path | None):
+        self.name, self.run, self.cache, self.fim = path, run, cache, None
+        self.indexed = IndexedDataset(path)
+        self.size = len(self.indexed)
+        if run.data.objective == "fim":
+            assert tokenizer is not None  # see misfits
+            d, tokens = run.data, fim_tokens(tokenizer, run.data.fim_tokens)
+            self.fim = Fim(tokenizer, tokens, d.fim_rate, d.fim_spm_rate)
+
+    def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
+        samples = GptSamples(
+            self.indexed, part, n_samples=n_samples, seq_len=self.run.model.seq_len, seed=seed,
+            cache=self.cache,
+        )  # fmt: skip
+        return Windows(samples, self.run, self.fim, seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.indexed.fingerprint()
+
+    def check(self) -> None:
+        """Looks at all ids, at an even sample of a very large file's, at none of a remote one's."""
+        indexed, d = self.indexed, self.run.data
+        if indexed.n_tokens == 0:
+            raise DataError(f"{self.name} holds no tokens; build it again from text")
+        masked = not d.cross_document_attention if d.eod_mask_loss is None else d.eod_mask_loss
+        if masked and indexed.lengths.max() < 2:
+            raise DataError("every document has one token: none is predicted from another")
+        if "://" in self.name:
+            return
+        for i in range(0, len(indexed), max(1, indexed.n_tokens // CHECKED_TOKENS)):
+            check_ids(indexed.tokens(i), self.run.model.vocab_size, self.name)
+
+
+class Windows:
+    """Samples of a token file as rows."""
+
+    def __init__(self, samples: GptSamples, run: RunConfig, fim: Fim | None, seed: int):
+        self.samples, self.fim, self.seed = samples, fim, seed
+        self.name, self.vocab_size = str(samples.indexed.prefix), run.model.vocab_size
+        d, apart = run.data, not run.data.cross_document_attention
+        self.view = {
+            "apart": apart,
+            "reset_positions": apart if d.reset_positions is None else d.reset_positions,
+            "mask_boundaries": apart if d.eod_mask_loss is None else d.eod_mask_loss,
+        }
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def row(self, i: int) -> Row:
+        pieces, padding = self.samples.pieces(i), 0
+        if self.fim:
+            rng = np.random.RandomState([self.seed, i])
+            pieces, padding = fill_in_the_middle(pieces, rng, self.fim)
+        row = causal(pieces, **self.view, padding=padding)
+        check_ids(row["tokens"], self.vocab_size, self.name)
+        check_ids(row["targets"][-1:], self.vocab_size, self.name)
+        return row
+
+
+class ExampleFile:
+    """Conversations or pairs, encoded at the first start and packed into samples."""
+
+    def __init__(self, path: str, run: RunConfig, tokenizer: Tokenizer, cache: Path | None):
+        self.name, self.run = path, run
+        key = {
+            "examples": 1, "objective": run.data.objective, "tokenizer": tokenizer.fingerprint(),
+            "crc32": zlib.crc32(files.whole(path)),
+        }  # fmt: skip
+        self.arrays = cached(cache, key, lambda: joined(READ[run.data.objective](path, tokenizer)))
+        self.ends = np.cumsum(self.arrays["lengths"], dtype=np.int64)
+        self.size, self.pad_id = len(self.ends), tokenizer.eod_id or 0
+
+    def __getitem__(self, i: int) -> Example:
+        span = slice(self.ends[i] - self.arrays["lengths"][i], self.ends[i])
+        return Example(self.arrays["tokens"][span], self.arrays["trained"][span])
+
+    def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
+        del n_samples  # epochs are not shuffled together: see misfits
+        examples = [self[i] for i in part]
+        packed = PackedExamples(
+            examples, self.run.model.seq_len, pad_id=self.pad_id, seed=self.run.train.seed
+        )
+        return Shuffled(packed, self.run, seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        crc32 = 0
+        for name in ("lengths", "tokens", "trained"):
+            crc32 = zlib.crc32(np.ascontiguousarray(self.arrays[name]).data, crc32)
+        return {"examples": self.size, "tokens": len(self.arrays["tokens"]), "crc32": crc32}
+
+    def check(self) -> None:
+        check_ids(self.arrays["tokens"], self.run.model.vocab_size, self.name)
+
+
+class Shuffled:
+    """The same rows each epoch, in the order of a seed."""
+
+    def __init__(self, packed: PackedExamples, run: RunConfig, seed: int):
+        self.packed = packed
+        self.order = np.random.RandomState(seed).permutation(len(packed))
+        apart = not run.data.cross_document_attention
+        reset = apart if run.data.reset_positions is None else run.data.reset_positions
+        self.dropped = [*["segments"] * (not apart), *["positions"] * (not reset)]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def row(self, i: int) -> Row:
+        row = self.packed.row(int(self.order[i]))
+        return {name: x for name, x in row.items() if name not in self.dropped}
+
+
+def joined(examples: Sequence[Example]) -> Mapping[str, np.ndarray]:
+    """tokens int32 [N] and trained bool [N] of all examples; lengths int64 of each."""
+    return {
+        "lengths": np.array([len(e.tokens) for e in examples], np.int64),
+        "tokens": np.concatenate([e.tokens for e in examples]),
+        "trained": np.concatenate([e.trained for e in examples]),
+    }
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:
+    """Raises DataError where one is outside of the vocabulary."""
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        wrong = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
+        raise DataError(
+            f"{name} holds token id {wrong}, beyond model.vocab_size={vocab_size}; set"
+            " model.vocab_size to the size of the tokenizer that built it"
+        )
