@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.preprocess import write_documents
-from mlm_jax.data.tokenizer import train_bpe
 from mlm_jax.errors import DataError
 
 log = logging.getLogger(__name__)
