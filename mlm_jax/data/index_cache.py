@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping

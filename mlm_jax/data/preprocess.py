@@ -59,7 +59,7 @@ def write_documents(
     with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size)) as writer:
         for chunk in chunks(texts, CHUNK):
             for ids in tokenizer.encode_many(chunk):
-                sequence = ids + eod if ids else []
+                sequence = [*ids, *eod] if len(ids) else []
                 writer.add_document([sequence] if sequence else [])
                 tokens += len(sequence)
             documents += len(chunk)

@@ -7,9 +7,10 @@ import tokenizers
 from tokenizers import models
 
 from mlm_jax.data import preprocess
+from mlm_jax.data.fast_tokenizer import FastTokenizer
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.preprocess import Counts, build, chunks
-from mlm_jax.data.tokenizer import FastTokenizer, load_tokenizer
+from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"

@@ -7,7 +7,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from mlm_jax.data.tokenizer import PRE_TOKENS, FastTokenizer, load_tokenizer, train_bpe
+from mlm_jax.data.bpe_trainer import train_bpe
+from mlm_jax.data.fast_tokenizer import FastTokenizer
+from mlm_jax.data.split_patterns import PYTHON
+from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -158,7 +161,7 @@ def test_train_bpe(small):
 
 
 def test_a_newline_keeps_its_indent():
-    words = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENS), "isolated")
+    words = pre_tokenizers.Split(tokenizers.Regex(PYTHON), "isolated")
     split = [word for word, _ in words.pre_tokenize_str("def f(x1):\n    return  x_ + 12\n\n\tü")]
     code = ["def", " f", "(", "x", "1", "):", "\n    ", "return", " ", " x_", " +", " 12"]
     assert split == [*code, "\n", "\n", "\t", "ü"]
