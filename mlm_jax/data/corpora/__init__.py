@@ -9,6 +9,6 @@ en-fr, en-de     message catalogues of django; of wagtail and sphinx too,   BSD-
                  where they are installed                                   BSD-2-Clause
 
 Files are read where they are installed, and nothing is imported or run. A package is read where it
-is installed and left out where it is not; only the pairs need django. Each corpus holds out about
-one source in twenty, by a hash of its name: a file, an object, an English sentence.
+is installed and left out where it is not; only the pairs need django. Each corpus holds out one
+source in twenty, of pairs one in ten, by a hash of its name: a file, an object, a sentence.
 """
