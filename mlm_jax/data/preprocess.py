@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlm_jax.data.indexed import IndexedWriter, token_dtype
+from mlm_jax.data.indexed_writer import IndexedWriter, token_dtype
 from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import DataError
 

@@ -19,7 +19,8 @@ import mlm_jax.commands.train
 import mlm_jax.loop
 from mlm_jax.__main__ import main
 from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.data.indexed import IndexedDataset, IndexedWriter
+from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.indexed_writer import IndexedWriter
 from mlm_jax.errors import DataError, MlmJaxError
 from mlm_jax.loop import Outcome
 from mlm_jax.metrics import read_rows
