@@ -11,9 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mlm_jax.data.indexed import (
-    DTYPES, HEADER, MAGIC, VERSION, IndexedDataset, begins, file_of,
-)  # fmt: skip
+from mlm_jax.data.indexed import DTYPES, HEADER, MAGIC, VERSION, IndexedDataset, begins, file_of
 from mlm_jax.errors import DataError
 
 BLOCK = 1 << 24  # bytes copied at once
