@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mlm_jax.data.indexed import DTYPES, HEADER, MAGIC, VERSION, IndexedDataset, begins, file_of
-from mlm_jax.errors import DataError
+from mlm_jax.errors import DataError, MlmJaxError
 
 BLOCK = 1 << 24  # bytes copied at once
 
@@ -124,3 +124,23 @@ def sync(file: BinaryIO) -> None:
 def token_dtype(vocab_size: int) -> np.dtype:
     """The dtype Megatron-LM stores this vocabulary in: uint16 below 65500, else int32."""
     return np.dtype("<u2" if vocab_size < 65500 else "<i4")
+
+
+def merge(prefixes: Sequence[Path | str], output: Path | str) -> np.dtype:
+    """Writes the documents of all pairs into OUTPUT.bin and .idx; returns the dtype they have.
+
+    They follow each other in the order of prefixes, as in Megatron-LM's tools/merge_datasets.py;
+    pairs of different dtypes become the narrowest that holds all of them. Raises DataError for
+    output that exists, MlmJaxError where writing fails.
+    """
+    for file in (file_of(output, kind) for kind in ("bin", "idx")):
+        if file.exists():
+            raise DataError(f"{file}: already exists; remove it or choose another output")
+    dtype = np.result_type(*(IndexedDataset(prefix).dtype for prefix in prefixes))
+    try:
+        with IndexedWriter(output, dtype) as writer:
+            for prefix in prefixes:
+                writer.add_dataset(prefix)
+    except OSError as error:
+        raise MlmJaxError(f"{output}: cannot be written: {error.strerror}") from None
+    return writer.dtype
