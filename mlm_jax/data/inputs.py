@@ -179,6 +179,8 @@ def copied(file: str, spool: Path, step: int, pause: Callable[[], None]) -> Iter
             stamp = f"{number} {digest.hexdigest()}"
             if size:
                 yield Part(file, "jsonl", 0, size, size, stamp, str(copy), before)
+            else:
+                copy.unlink()
             number += 1
 
 
