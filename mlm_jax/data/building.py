@@ -105,6 +105,12 @@ class Building:
         self.discard()
         return Counts(*joined["counts"])
 
+    def leave(self) -> None:
+        """Keeps what is worth going on with."""
+        if not (kept := self.finished_parts()):
+            return self.discard()
+        log.info("%s keeps %d finished parts for the next start", self.folder, kept)
+
     def discard(self) -> None:
         shutil.rmtree(self.folder)
 
@@ -121,8 +127,8 @@ def opened(output: Path, prefixes: Sequence[Path], recipe: Recipe) -> Iterator[B
         try:
             yield building
         finally:
-            if building.folder.exists() and not building.finished_parts():
-                building.discard()
+            if building.folder.exists():
+                building.leave()
 
 
 @contextlib.contextmanager

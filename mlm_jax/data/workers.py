@@ -40,7 +40,7 @@ def here(
         pause()
 
     for part, prefixes in tasks:
-        with one_thread():
+        with one_thread(), in_one_message(part):
             done = part, *write_part(part, recipe, encoder, prefixes, tick)
         yield done
 
@@ -110,6 +110,17 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def in_one_message(part: Part) -> Iterator[None]:
+    """All that the libraries of tokenizers raise is a bare Exception."""
+    try:
+        yield
+    except (MlmJaxError, OSError):  # which tell by themselves what happened
+        raise
+    except Exception as error:
+        raise MlmJaxError(f"{part.file}: {type(error).__name__}: {error}") from error
+
+
 # In a worker
 
 setting: tuple[Recipe, Encoder, Callable[..., None]]  # of this worker
@@ -139,4 +150,5 @@ def end_with_parent() -> None:
 
 def work(part: Part, prefixes: Sequence[str]) -> tuple[Counts, list[str]]:
     recipe, encoder, tick = setting
-    return write_part(part, recipe, encoder, prefixes, tick)
+    with in_one_message(part):
+        return write_part(part, recipe, encoder, prefixes, tick)

@@ -197,6 +197,18 @@ def test_an_error_in_a_worker_is_one_message_and_the_rest_is_kept(source, tmp_pa
     assert (counts.documents, counts.skipped) == (40, 1)
 
 
+def test_what_a_tokenizer_raises_is_one_message(source, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise Exception("PreTokenizer: what it says")
+
+    monkeypatch.setattr(FastTokenizer, "encode_many", fail)
+    with pytest.raises(
+        MlmJaxError, match=r"in\.jsonl: Exception: PreTokenizer: what it says"
+    ) as why:
+        build([source], TOKENIZER, tmp_path / "out")
+    assert type(why.value) is MlmJaxError
+
+
 @pytest.mark.multiprocess
 def test_a_worker_that_dies_is_told(source, tmp_path, monkeypatch):
     def kill(_: object) -> None:
