@@ -36,10 +36,7 @@ class Building:
         self.folder, self.prefixes, self.recipe = folder, list(prefixes), recipe
 
     def begin(self, common: dict[str, Any]) -> None:
-        """Refuses an output that exists, and what was left by a build of something else."""
-        for file in (file_of(prefix, kind) for prefix in self.prefixes for kind in ("bin", "idx")):
-            if file.exists():
-                raise DataError(f"{file}: already exists; remove it or choose another output")
+        """Refuses what was left by a build of something else."""
         manifest = self.folder / "manifest.json"
         there = read_json(manifest)
         if there and there != common and self.finished_parts():
@@ -54,6 +51,11 @@ class Building:
         for leftover in [*self.folder.glob("*.partial-*"), *self.folder.glob("stream-*")]:
             leftover.unlink()
         write_json(manifest, common)
+
+    def check_output(self) -> None:
+        for file in (file_of(prefix, kind) for prefix in self.prefixes for kind in ("bin", "idx")):
+            if file.exists():
+                raise DataError(f"{file}: already exists; remove it or choose another output")
 
     def finished_parts(self) -> int:
         return sum(f.name not in ("manifest.json", "joined.json") for f in self.records())
@@ -82,7 +84,9 @@ class Building:
             return None
         return counts
 
-    def join(self, parts: Sequence[Part], counts: Counts, pause: Callable[[], None]) -> None:
+    def join(
+        self, parts: Sequence[Part], files: Sequence[str], counts: Counts, pause: Callable[[], None]
+    ) -> None:
         """Puts the parts together and gives them their final names; pause may raise."""
         for k in range(len(self.prefixes)):
             first = self.part_prefixes(parts[0])[k]
@@ -90,14 +94,19 @@ class Building:
                 for part in parts:
                     pause()
                     writer.add_dataset(self.part_prefixes(part)[k])
-        write_json(self.folder / "joined.json", {"counts": counts})
-        self.publish()
+        write_json(self.folder / "joined.json", {"counts": counts, "inputs": files})
+        self.publish(files)
 
-    def publish(self) -> Counts | None:
+    def publish(self, files: Sequence[str]) -> Counts | None:
         """Gives joined files their final names, also where an earlier start was killed in it."""
         joined = read_json(self.folder / "joined.json")
         if joined is None:
             return None
+        if joined["inputs"] != list(files):
+            raise DataError(
+                f"{self.folder} has a finished build of {' '.join(joined['inputs'])}, which only"
+                " needs its names: start that one again, or remove the folder"
+            )
         for kind in ("bin", "idx"):  # an index is there only when its tokens are
             for k, prefix in enumerate(self.prefixes):
                 if (source := file_of(self.folder / f"joined_{k}", kind)).exists():

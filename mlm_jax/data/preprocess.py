@@ -52,8 +52,8 @@ def build(
     part_bytes          of a part of the input; None: by the size of the file
 
     The output does not depend on workers and part_bytes. Finished parts are kept in OUTPUT.building
-    until the output is whole, for a later call with the same arguments (workers, on_error,
-    part_bytes of streams aside) to go on with; inputs that have changed are read again.
+    until the output is whole, and a later call with the same arguments goes on with them; workers,
+    on_error and max_document_bytes may be others, and inputs that have changed are read again.
 
     Raises DataError for a request or input that cannot be used, MlmJaxError where writing fails,
     Stopped after SIGINT or SIGTERM.
@@ -65,19 +65,21 @@ def build(
     encoder = Encoder(load_tokenizer(tokenizer), append_eod, split_sentences)
     common = {
         "format": FORMAT, "tokenizer": fingerprint(Path(tokenizer)), "dtype": encoder.dtype.name,
-        "json_keys": list(json_keys), "append_eod": append_eod, "split_sentences": split_sentences,
+        "eod": encoder.eod, "json_keys": list(json_keys), "append_eod": append_eod,
+        "split_sentences": split_sentences,
     }  # fmt: skip
     files = expand(inputs)
-    with opened(Path(output), prefixes, recipe) as building:
-        if (published := building.publish()) is not None:
-            return published
-        building.begin(common)
-        try:
+    try:
+        with opened(Path(output), prefixes, recipe) as building:
+            building.begin(common)
+            if (published := building.publish(files)) is not None:
+                return published
+            building.check_output()
             return write(building, files, encoder, Path(tokenizer), workers, part_bytes)
-        except OSError as error:
-            kept = "what is finished is kept, and the same command goes on from there"
-            where = error.filename or building.folder
-            raise MlmJaxError(f"{where}: cannot be written: {error.strerror}; {kept}") from None
+    except OSError as error:
+        kept = "what is finished is kept, and the same command goes on from there"
+        where = error.filename or f"{output}.building"
+        raise MlmJaxError(f"{where}: cannot be written: {error.strerror}; {kept}") from None
 
 
 def write(
@@ -101,6 +103,7 @@ def write(
             for part in cut(files, recipe.json_keys, building.folder, part_bytes, pause):
                 parts.append(part)
                 if part.name in counts:  # a file that is named twice
+                    progress.skip(part.size)
                     continue
                 if (found := building.finished(part)) is not None:
                     counts[part.name] = found
@@ -130,7 +133,7 @@ def write(
             skipped = f" ({together.skipped} were skipped)" * bool(together.skipped)
             prefix = building.prefixes[0]
             raise DataError(f"{prefix}: there are no documents to write{skipped}; check the inputs")
-        building.join(parts, together, pause)
+        building.join(parts, files, together, pause)
     return together
 
 
@@ -154,7 +157,8 @@ def fingerprint(tokenizer: Path) -> str:
     files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.glob("*"))
     digest = hashlib.sha256(str(tokenizer).encode() if not files else b"")
     for file in (f for f in files if f == tokenizer or f.suffix in OF_TOKENIZERS):
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        with file.open("rb") as content:
+            digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

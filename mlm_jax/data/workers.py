@@ -6,7 +6,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 def here(
     tasks: Iterable[Task], recipe: Recipe, encoder: Encoder, progress: Progress,
     pause: Callable[[], None],
-) -> Iterator[Done]:  # fmt: skip
+) -> Generator[Done, None, None]:  # fmt: skip
     """One part after the other in this process; pause is called often, and may raise Stopped."""
 
     def tick(*counts: int) -> None:
@@ -48,7 +48,7 @@ def here(
 def in_processes(
     tasks: Iterable[Task], workers: int, recipe: Recipe, tokenizer: Path, progress: Progress,
     pause: Callable[[], None],
-) -> Iterator[Done]:  # fmt: skip
+) -> Generator[Done, None, None]:  # fmt: skip
     """Parts as they are finished, in any order, by processes of one thread each.
 
     When this returns, or raises, they have ended; they also end if this process is killed.

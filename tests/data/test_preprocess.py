@@ -376,6 +376,8 @@ def test_a_kill_between_the_last_renames_is_made_good(renames, source, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         build([source], TOKENIZER, tmp_path / "out", json_keys=keys)
     monkeypatch.undo()
+    with pytest.raises(DataError, match=rf"a finished build of {source}"):
+        build([PROSE], TOKENIZER, tmp_path / "out", json_keys=keys)
     counts = build([source], TOKENIZER, tmp_path / "out", json_keys=keys)
     assert counts.documents == 40
     assert all(len(IndexedDataset(tmp_path / f"out_{k}_document").documents) == 41 for k in keys)
