@@ -1,15 +1,24 @@
 """mlm-jax data"""
 
+import logging
+
 from mlm_jax.commands import command_parser, path
-from mlm_jax.errors import ConfigError, DataError
+from mlm_jax.commands.data_build import build, train_tokenizer
+from mlm_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    """mlm-jax data build --input FILE ... --tokenizer T --output PREFIX [--append_eod]
+    """mlm-jax data build --input FILE ... --tokenizer T --output PREFIX [--workers N ...]
+    mlm-jax data merge --input PREFIX ... --output PREFIX
     mlm-jax data inspect PREFIX [--tokenizer T]
+    mlm-jax data train-tokenizer --input FILE ... --vocab_size N --output FOLDER
 
-    build: JSON lines or plain text to Megatron-LM's PREFIX_text_document.bin and .idx.
+    build: JSON lines, plain text or parquet to Megatron-LM's PREFIX_text_document.bin and .idx.
+    merge: several such pairs to one.
     inspect: what such a pair holds, and whether it is whole.
+    train-tokenizer: byte-level BPE.
     """
     action, rest = (argv[0], argv[1:]) if argv else ("", [])
     if action in ACTIONS:
@@ -20,28 +29,24 @@ def main(argv: list[str]) -> int:
     raise ConfigError(f"{action!r} is no action; there are {', '.join(ACTIONS)}")
 
 
-def build(argv: list[str]) -> int:
-    """Text to PREFIX_KEY_document.bin and .idx, as Megatron-LM's preprocess_data.py writes them."""
-    parser = command_parser("data build", build.__doc__)
+def merge(argv: list[str]) -> int:
+    """The documents of several pairs of token files, one pair after the other, in one pair."""
+    parser = command_parser("data merge", merge.__doc__)
     parser.add_argument(
-        "--input", nargs="+", action="extend", type=path, required=True, help=".jsonl or .txt files"
-    )
-    parser.add_argument(
-        "--tokenizer", type=path, required=True, help="tokenizer.json or its folder"
+        "--input", nargs="+", action="extend", type=path, required=True, metavar="PREFIX"
     )
     parser.add_argument("--output", type=path, required=True, metavar="PREFIX")
-    parser.add_argument("--json_key", default="text", help="key of the text in a JSON line")
-    parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
     args = parser.parse_args(argv)
-    from mlm_jax.data.preprocess import build as write
-    from mlm_jax.data.tokenizer import load_tokenizer
+    from mlm_jax.data.indexed import IndexedDataset
+    from mlm_jax.data.indexed_writer import merge as write
 
-    counts = write(
-        args.input, load_tokenizer(args.tokenizer), args.output, json_key=args.json_key,
-        append_eod=args.append_eod,
-    )  # fmt: skip
-    print(f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes:,} bytes")
-    print(f"--config.data.path={args.output}_{args.json_key}_document")
+    dtype = write(args.input, args.output)
+    for prefix in args.input:
+        if (before := IndexedDataset(prefix).dtype) != dtype:
+            log.info("%s: its %s tokens have become %s", prefix, before, dtype)
+    merged = IndexedDataset(args.output)
+    print(f"{len(merged.documents) - 1:,} documents, {merged.n_tokens:,} tokens as {dtype}")
+    print(f"--config.data.path={args.output}")
     return 0
 
 
@@ -49,26 +54,16 @@ def inspect(argv: list[str]) -> int:
     """Documents, tokens and lengths of PREFIX.bin and .idx; with a tokenizer, the first words."""
     parser = command_parser("data inspect", inspect.__doc__)
     parser.add_argument("prefix", type=path)
-    parser.add_argument("--tokenizer", type=path, help="tokenizer.json or its folder")
+    parser.add_argument("--tokenizer", type=path, help="its file or folder")
     args = parser.parse_args(argv)
-    from mlm_jax.data.indexed import IndexedDataset
+    from mlm_jax.data.contents import describe
     from mlm_jax.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    indexed = IndexedDataset(args.prefix)
-    lengths = sorted(indexed.lengths.tolist())
-    print(f"{len(indexed.documents) - 1:,} documents, {len(indexed):,} sequences")
-    print(f"{indexed.n_tokens:,} tokens as {indexed.dtype}")
-    if lengths:
-        middle, most = lengths[len(lengths) // 2], lengths[-1]
-        print(f"lengths: {lengths[0]:,} least, {middle:,} median, {most:,} most")
-    for n in range(min(3, len(indexed)) if tokenizer else 0):
-        assert tokenizer is not None
-        ids = indexed.tokens(n, 0, 32)
-        if indexed.dtype.kind not in "iu" or not all(0 <= i < tokenizer.vocab_size for i in ids):
-            raise DataError(f"{args.prefix}.bin was not built with {args.tokenizer}: [{n}] {ids}")
-        print(f"[{n}] {tokenizer.decode(ids)!r}")
+    for line in describe(args.prefix, load_tokenizer(args.tokenizer) if args.tokenizer else None):
+        print(line)
     return 0
 
 
-ACTIONS = {"build": build, "inspect": inspect}
+ACTIONS = {
+    "build": build, "merge": merge, "inspect": inspect, "train-tokenizer": train_tokenizer,
+}  # fmt: skip

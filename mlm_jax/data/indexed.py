@@ -17,16 +17,12 @@ are not all text.
 Source: megatron/core/datasets/indexed_dataset.py (core 0.20).
 """
 
-import os
 import struct
 import zlib
-from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from mlm_jax.data import files
 from mlm_jax.errors import DataError
@@ -40,7 +36,7 @@ DTYPES = {  # by their code in the header
 
 
 class IndexedDataset:
-    """A pair of token files, local or behind an address like s3://bucket/name; threads may share it.
+    """A pair of token files, local or behind an address like s3://bucket/name, for any thread.
 
     prefix      what both paths begin with: a Path, or the text of an address
     dtype       of a token in the file
@@ -93,69 +89,6 @@ class IndexedDataset:
     def _read(self, begin: int, end: int) -> np.ndarray:
         size = self.dtype.itemsize
         return self._bytes[max(begin, 0) * size : end * size].view(self.dtype)
-
-
-class IndexedWriter:
-    """Writes what IndexedDataset reads. Use it with `with`: the files appear, whole, at its end.
-
-    Until then they have temporary names beside the final ones; after an exception they are
-    removed, and what was there before stays.
-    """
-
-    def __init__(self, prefix: Path | str, dtype: np.dtype | type | str):
-        self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
-        if self.dtype not in DTYPES.values():
-            known = ", ".join(d.name for d in DTYPES.values())
-            raise DataError(f"{prefix}: the format has no code for {self.dtype}; it knows {known}")
-        self._lengths, self._documents = array("i"), array("q", [0])
-
-    def __enter__(self) -> "IndexedWriter":
-        try:
-            self.prefix.parent.mkdir(parents=True, exist_ok=True)
-            self._bin = self._partial("bin").open("wb")
-        except OSError as error:
-            raise DataError(f"{self.prefix}.bin: cannot be written: {error.strerror}") from None
-        return self
-
-    def add_document(self, sequences: Sequence[ArrayLike]) -> None:
-        """A document of these sequences of tokens; of none, if it is empty."""
-        for sequence in map(np.asarray, sequences):
-            stored = sequence.astype(self.dtype)
-            if not np.array_equal(stored, sequence):
-                wrong = sequence[stored != sequence][0]
-                raise DataError(f"{self.prefix}: token {wrong} does not fit {self.dtype.name}")
-            self._bin.write(stored.tobytes())
-            self._lengths.append(len(stored))
-        self._documents.append(len(self._lengths))
-
-    def __exit__(self, exception_type, exception, traceback) -> None:
-        try:
-            self._bin.close()
-            if exception_type is None:
-                self._write_index()
-                file_of(self.prefix, "idx").unlink(missing_ok=True)  # an old one fits no new .bin
-                for kind in ("bin", "idx"):
-                    self._partial(kind).rename(file_of(self.prefix, kind))
-        finally:
-            for kind in ("bin", "idx"):
-                self._partial(kind).unlink(missing_ok=True)
-
-    def _write_index(self) -> None:
-        lengths = np.asarray(self._lengths, "<i4")
-        documents = np.asarray(self._documents, "<i8")
-        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
-        with self._partial("idx").open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(documents)))
-            for part in (lengths, begins(lengths, self.dtype), documents):
-                file.write(part.tobytes())
-
-    def _partial(self, kind: str) -> Path:
-        return file_of(self.prefix, f"{kind}.partial-{os.getpid()}")
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype Megatron-LM stores this vocabulary in: uint16 below 65500, else int32."""
-    return np.dtype("<u2" if vocab_size < 65500 else "<i4")
 
 
 def read_index(idx: str) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ import mlm_jax.commands.train
 import mlm_jax.loop
 from mlm_jax.__main__ import main
 from mlm_jax.checkpoint.manager import Checkpoints
-from mlm_jax.data.indexed import IndexedDataset, IndexedWriter
+from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.indexed_writer import IndexedWriter
 from mlm_jax.errors import DataError, MlmJaxError
 from mlm_jax.loop import Outcome
 from mlm_jax.metrics import read_rows
@@ -395,7 +396,7 @@ def build(*words: object, output: str = "out") -> list[str]:
         ("--input words.jsonl", "words.jsonl, line 1: not JSON"),
         ("--input list.jsonl", "list.jsonl, line 1: a list, not an object with 'text'"),
         ("--input other.jsonl", "no text under 'text'; there is body (str)"),
-        ("--input good.jsonl --json_key body", "no text under 'body'; there is text (str)"),
+        ("--input good.jsonl --json_keys body", "no text under 'body'; there is text (str)"),
         ("--input latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
         ("--input blank.jsonl", "there are no documents to write"),
         ("--input good.jsonl words.jsonl", "words.jsonl, line 1: not JSON"),  # all or nothing

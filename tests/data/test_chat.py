@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from mlm_jax.data import chat
+from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.chat import CHATML, ChatTemplate, special_names
 from mlm_jax.data.examples import conversation_text, encode
-from mlm_jax.data.tokenizer import FastTokenizer, train_bpe
+from mlm_jax.data.fast_tokenizer import FastTokenizer
 from mlm_jax.errors import DataError
 from tests.data.chat_templates import (
     CONVERSATIONS,

@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.examples import (
     Text,
     chat_examples,
@@ -14,7 +15,7 @@ from mlm_jax.data.examples import (
     pair_examples,
     preference_examples,
 )
-from mlm_jax.data.tokenizer import FastTokenizer, train_bpe
+from mlm_jax.data.fast_tokenizer import FastTokenizer
 from mlm_jax.errors import DataError
 from tests.data.chat_templates import CONVERSATIONS, TEMPLATES, chat_backend, tagged, turns
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.fim import NAMES, Fim, FimTokens, fill_in_the_middle, fim_tokens
-from mlm_jax.data.tokenizer import train_bpe
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"

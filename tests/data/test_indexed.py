@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlm_jax.data.indexed import DTYPES, HEADER, IndexedDataset, IndexedWriter, token_dtype
+from mlm_jax.data.indexed import DTYPES, HEADER, IndexedDataset
+from mlm_jax.data.indexed_writer import IndexedWriter, token_dtype
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "prose_a_text_document"

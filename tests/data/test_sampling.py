@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlm_jax.data.indexed import IndexedDataset, IndexedWriter
+from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.indexed_writer import IndexedWriter
 from mlm_jax.data.sampling import GptSamples, build_index, split_ranges
 from mlm_jax.errors import DataError
 

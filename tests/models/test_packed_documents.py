@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.chat import ChatTemplate
 from mlm_jax.data.examples import conversation_text, encode
 from mlm_jax.data.packing import PackedExamples
-from mlm_jax.data.tokenizer import train_bpe
 from mlm_jax.data.windows import causal
 from mlm_jax.losses import next_token_nats
 from mlm_jax.models import build
