@@ -67,7 +67,7 @@ def train(
         layout = Layout.from_config(run)
         check_xla(run.train.xla, layout)
         data = open_data(run)
-        fingerprint = data.fingerprint()
+        fingerprint = dict(data.fingerprint)
         check_same_run(workdir, run, data.tokenizer, fingerprint)
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)

@@ -108,8 +108,8 @@ def split(
     for source, (_, held_out, _) in zip(sources, ranges, strict=True):
         if not held_out and split_ranges(shares, 10**9)[1]:
             raise DataError(
-                f"data.split={shares!r} leaves none of {source.size} documents of {source.name} for"
-                " validation; give it a larger part, or 0"
+                f"data.split={shares!r} leaves none of {source.size} documents for validation in"
+                f" {source.name}; give it a larger part, or 0"
             )
     train, valid = (
         Mix(tuple(Part(s, r[n]) for s, r in zip(sources, ranges, strict=True)), weights)

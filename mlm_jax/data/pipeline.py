@@ -1,6 +1,6 @@
 """From settings to batches: batch k is a function of seed, batch sizes and data alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Batches:
 
     def prefetch(
         self, start: int, stop: int, rows: Mapping[int, np.ndarray] | None = None
-    ) -> Iterator[HostBatch]:
+    ) -> Generator[HostBatch, None, None]:
         """Batches start to stop, read ahead by a thread, or by data.workers processes.
 
         rows: by the size of a batch, those of it that are wanted. Closing the iterator ends the

@@ -1,6 +1,7 @@
 """Host batches to the devices of a layout: each process reads the rows its own devices hold."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -20,9 +21,9 @@ class Feed:
         size = self.batches.sizes.size(k)
         return place(self.batches.batch(k, self.own[size]), self.layout, size)
 
-    def ahead(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
+    def ahead(self, start: int, stop: int) -> Generator[dict[str, jax.Array], None, None]:
         """Batches start to stop, read ahead."""
-        with self.batches.prefetch(start, stop, self.own) as read:
+        with closing(self.batches.prefetch(start, stop, self.own)) as read:
             for k in range(start, stop):
                 yield place(next(read), self.layout, self.batches.sizes.size(k))
 

@@ -18,7 +18,7 @@ from mlm_jax.layout import Layout
 
 SETTINGS = {
     "model.seq_len": 16, "train.global_batch_size": 16, "train.accumulate": 2,
-    "train.batch_schedule": "0:8 0.4K:16",
+    "train.batch_schedule": "0:8 0.5K:16",
 }  # fmt: skip
 LAYOUTS = {
     "rows apart": {"layout.dp": 2, "layout.fsdp": 2, "layout.tp": 2},
