@@ -39,7 +39,7 @@ def read_wordpiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenize
     """
     vocab: dict[str, int] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        token = line.strip()
+        token = line.rstrip("\r")
         if token in vocab:
             raise DataError(
                 f"{file}:{number}: {token!r} is there twice; each token has a line of its own"
