@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from mlm_jax.data.indexed import IndexedWriter, token_dtype
 from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import DataError
@@ -58,7 +60,7 @@ def write_documents(
     documents = tokens = text_bytes = 0
     with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size)) as writer:
         for chunk in chunks(texts, CHUNK):
-            for ids in tokenizer.encode_many(chunk):
+            for ids in map(np.asarray, tokenizer.encode_many(chunk)):
                 sequence = [*ids, *eod] if len(ids) else []
                 writer.add_document([sequence] if sequence else [])
                 tokens += len(sequence)

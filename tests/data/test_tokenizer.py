@@ -269,10 +269,8 @@ def test_megatrons_names_of_gpt2s_files(tmp_path):
 
 def test_a_model_is_known_by_its_content(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(PAT))
-    for name, is_of in (
-        ("code.tiktoken", "FastTokenizer"),
-        ("bpe.model", "SentencePieceTokenizer"),
-    ):
+    kinds = {"code.tiktoken": "FastTokenizer", "bpe.model": "SentencePieceTokenizer"}
+    for name, is_of in kinds.items():
         shutil.copy(KINDS / name, tmp_path / "tokenizer.model")
         assert type(load_tokenizer(tmp_path)).__name__ == is_of
     shutil.copy(GOLDEN / "tokenizer" / "tokenizer.json", tmp_path / "any")
@@ -338,11 +336,10 @@ def test_which_tokens_continue_a_word(kinds, golden):
     assert wordpiece.continues_word().tolist() == [token.startswith("##") for token in vocab]
     for tokenizer in (golden, kinds["tiktoken"], kinds["bytes"]):
         ids = tokenizer.encode("a word,\n\tnaïve")
-        words = np.flatnonzero(~tokenizer.continues_word()[ids])
-        starts = [tokenizer.decode(ids[: n + 1])[-1:] for n in words]
-        texts = [tokenizer.decode([ids[n]]) for n in words]
-        assert all(text[0].isspace() for text in texts), texts
-        assert len(starts) in (3, 4)  # " word", the newline with or without its tab
+        continues = tokenizer.continues_word()[ids]
+        tokens = [tokenizer.decode([id]) for id in ids]
+        assert continues.tolist() == [not token[0].isspace() for token in tokens]
+        assert 2 <= (~continues).sum() <= 3  # " w", and the newline with or without its tab
     assert not golden.continues_word()[golden.eod_id]
     words = FastTokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1})))
     assert not words.continues_word().any()
@@ -388,14 +385,14 @@ ONE = b'{"eos_token": "</s>"}'
         ({"a.model": b"#version: 0.2\na b\n"}, r"a\.model: .* neither a SentencePiece model"),
         (
             {"a.model": b"", "b.model": b""},
-            r"t: holds several tokenizers, a\.model, b\.model; give",
+            r"t: holds several .*, a\.model, b\.model; give",
         ),
         ({"vocab.txt": b"a\n##b\n"}, r"vocab\.txt: .* no line is \[UNK\]"),
         ({"vocab.txt": b"[UNK]\na\na\n"}, r"vocab\.txt:3: 'a' is there twice"),
         ({"vocab.txt": b"[UNK]\n\xff\n"}, r"vocab\.txt: this tokenizer cannot be read: .*utf-8"),
         (
             {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"[1]"},
-            r"config\.json: .* no JSON obj",
+            r"config\.json: .* no JSON",
         ),
         ({"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"{"}, r"config\.json: this tokenizer"),
         (
