@@ -79,6 +79,7 @@ def test_ids_are_the_same(text):
             assert ids.tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.smoke
 def test_all_golden_prose_has_the_same_ids():
     for backend, faster in zip(BACKENDS, FASTER, strict=True):
         expected = backend.encode_batch_fast(TEXTS, add_special_tokens=False)

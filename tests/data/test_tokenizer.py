@@ -219,6 +219,7 @@ def test_every_kind_keeps_what_the_protocol_says(kinds):
         assert all(0 <= id < size for id in tokenizer.special.values())
 
 
+@pytest.mark.smoke
 def test_every_kind_is_saved_with_its_config_and_the_same_again(kinds, tmp_path):
     for kind, tokenizer in kinds.items():
         tokenizer.save(tmp_path / kind)
