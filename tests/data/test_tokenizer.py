@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -5,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from mlm_jax.data.bpe_trainer import train_bpe
 from mlm_jax.data.fast_tokenizer import FastTokenizer
 from mlm_jax.data.split_patterns import PYTHON
 from mlm_jax.data.tokenizer import load_tokenizer
+from mlm_jax.data.vocabulary_files import read_wordpiece
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -363,6 +367,24 @@ def test_added_tokens_count_and_keep_their_ids(tmp_path):
     assert tokenizer.encode("word<|im|>words<|endoftext|>")[:2] == [8195, 8200]
     assert 8195 not in tokenizer.encode("words")
     assert tokenizer.token_bytes()[[8195, 8200]].tolist() == [4, 0]
+
+
+@given(
+    st.text() | st.text("iImpoORTt#[]éÉİß漢\u0301\u200b\xad\0\ufffd .,'\n") | st.sampled_from(TEXTS)
+)
+@settings(deadline=None)
+def test_wordpiece_has_the_ids_of_the_librarys_own_bert(text):
+    for cased in (False, True):
+        ours = load_wordpiece(cased)
+        theirs = tokenizers.BertWordPieceTokenizer(str(KINDS / "vocab.txt"), lowercase=not cased)
+        for words in (text, f"[CLS]{text}[MASK]"):
+            assert ours.encode(words) == theirs.encode(words, add_special_tokens=False).ids
+
+
+@functools.cache
+def load_wordpiece(cased):
+    backend = read_wordpiece(KINDS / "vocab.txt", {"do_lower_case": not cased})
+    return FastTokenizer(backend)
 
 
 # What cannot be read
