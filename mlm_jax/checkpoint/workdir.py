@@ -47,8 +47,8 @@ def check_same_run(
         if any((workdir / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
         return
-    saved = workdir / "tokenizer" / "tokenizer.json"
-    if tokenizer and saved.exists() and not load_tokenizer(saved).same_as(tokenizer):
+    saved = saved_tokenizer(workdir)
+    if tokenizer and saved and not load_tokenizer(saved).same_as(tokenizer):
         raise CheckpointError(
             f"workdir {workdir} was trained with another tokenizer (with the built-in corpus: by"
             " another version of Python); choose another workdir"
@@ -114,8 +114,14 @@ def write_run(
     part = workdir / "config.json.part"
     part.write_text(text + "\n")
     os.replace(part, workdir / "config.json")
-    if tokenizer and not (workdir / "tokenizer" / "tokenizer.json").exists():
+    if tokenizer and not saved_tokenizer(workdir):
         tokenizer.save(workdir / "tokenizer")
+
+
+def saved_tokenizer(workdir: Path) -> Path | None:
+    """The folder of the run's tokenizer, if it was saved whole; its config is written last."""
+    folder = workdir / "tokenizer"
+    return folder if (folder / "tokenizer_config.json").exists() else None
 
 
 def read_run(workdir: Path) -> RunConfig:
@@ -154,8 +160,8 @@ def load(workdir: Path | str, step: int | None = None, layout: Layout | None = N
     with Checkpoints(workdir) as checkpoints:
         params = checkpoints.restore_params(layout.placed(declared), step)
     model = nnx.merge(graphdef, params)
-    has_tokenizer = (workdir / "tokenizer" / "tokenizer.json").exists()
-    model.tokenizer = load_tokenizer(workdir / "tokenizer") if has_tokenizer else None
+    saved = saved_tokenizer(workdir)
+    model.tokenizer = load_tokenizer(saved) if saved else None
     model.run = run
     return model
 

@@ -34,7 +34,7 @@ from mlm_jax.data.split_patterns import CL100K, GPT2, LLAMA3, O200K, PYTHON
 try:
     import tiktoken
 except ImportError:  # it is optional
-    tiktoken = None
+    tiktoken: Any = None
 
 SPLITS = (GPT2, CL100K, LLAMA3, O200K, PYTHON)
 # Older versions take the square of a word's length, or panic at a million spaces.

@@ -25,15 +25,18 @@ class FastTokenizer:
         backend.no_padding()  # what a file says about them would change every text silently
         backend.no_truncation()
         self.backend = backend
-        self.config = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(config or {})
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        self.special = special_ids(self.config, self.id_of)
-        self.eod_id = end_of_document(self.special, self.id_of)
-        if self.eod_id is not None and not {"eos", "sep"} & self.special.keys():
-            self.config["eos_token"] = backend.id_to_token(
-                self.eod_id
-            )  # for Hugging Face's loaders
-            self.special["eos"] = self.eod_id
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(
+            config or {}
+        )
+        special = special_ids(settings, self.id_of)
+        self.eod_id = end_of_document(special, self.id_of)
+        if self.eod_id is not None and not {"eos", "sep"} & special.keys():
+            # Hugging Face's loaders know the end of a document by this role alone.
+            settings["eos_token"] = backend.id_to_token(self.eod_id)
+            special["eos"] = self.eod_id
+        self.config: Mapping[str, Any] = settings
+        self.special: Mapping[str, int] = special
         self._encode_many = BatchEncoder(backend)
 
     def id_of(self, token: str) -> int | None:

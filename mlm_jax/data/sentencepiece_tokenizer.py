@@ -35,7 +35,7 @@ class SentencePieceTokenizer:
                 "this tokenizer cannot be read: it is neither a SentencePiece model nor lines of a"
                 " token in base64 and its rank (tiktoken)"
             ) from None
-        self.config = dict(config or {})
+        self.config: Mapping[str, Any] = dict(config or {})
         self.pieces = [self.model.id_to_piece(id) for id in range(self.model.vocab_size())]
         added = {id: token.content for id, token in added_tokens(self.config).items()}
         # Below the model's size the config only repeats what the model says.
@@ -46,8 +46,8 @@ class SentencePieceTokenizer:
         longest_first = sorted(self.added.values(), key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
         own = {role: getattr(self.model, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
-        self.special = {role: id for role, id in own.items() if id >= 0}
-        self.special |= special_ids(self.config, self.id_of)
+        own = {role: id for role, id in own.items() if id >= 0}
+        self.special: Mapping[str, int] = own | special_ids(self.config, self.id_of)
         self.eod_id = end_of_document(self.special, self.id_of)
 
     def id_of(self, token: str) -> int | None:

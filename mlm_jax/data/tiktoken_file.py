@@ -32,18 +32,18 @@ def read_tiktoken(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer
     ranks: GPT-2, cl100k_base, o200k_base or Llama 3. Raises DataError.
     """
     ranks = read_ranks(file)
-    published = PUBLISHED.get(len(ranks))
-    if published is None and "pat_str" not in config:
+    published = PUBLISHED.get(len(ranks), Published("", "", {}))
+    split = for_oniguruma(config.get("pat_str", published.split))
+    if not split:
         known = ", ".join(f"{p.name} ({n})" for n, p in PUBLISHED.items())
         raise DataError(
             f"{file}: has {len(ranks)} ranks, so that how it cuts words is not known; put pat_str"
             f" (and added_tokens_decoder) into tokenizer_config.json beside it. Known: {known}"
         )
-    split = for_oniguruma(config["pat_str"]) if "pat_str" in config else published.split
     vocab = {characters(token): rank for token, rank in ranks.items()}
     added = list(added_tokens(config).values())
     extend(vocab, config)
-    if not added and published:
+    if not added:
         vocab |= published.special
         added = [
             tokenizers.AddedToken(t, special=True, normalized=False) for t in published.special

@@ -38,8 +38,8 @@ def read_wordpiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenize
     nothing, where the vocabulary has capitals. Raises DataError.
     """
     vocab: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        token = line.strip()
+    for number, line in enumerate(file.read_bytes().decode().split("\n"), start=1):
+        token = line.rstrip("\r")
         if token in vocab:
             raise DataError(
                 f"{file}:{number}: {token!r} is there twice; each token has a line of its own"

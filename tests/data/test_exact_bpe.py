@@ -26,9 +26,7 @@ GOLDEN_BACKEND = load_tokenizer(GOLDEN / "tokenizer").backend
 NASTY = st.one_of(
     st.text(),
     st.text(max_size=200).map(lambda text: text * 50),
-    st.text(
-        " \t\n\r\v\x0b\x1c\x85\xa0\u2003\u3000\ufeff'sStTLlRrEeVvDdMm\u017fK019٣²ǅßÉé漢\u0301_"
-    ),
+    st.text(" \t\n\r\v\x1c\x85\xa0\u2003\u3000\ufeff'sStTLlRrEeVvDdMm\u017fK019٣²ǅßÉé漢\u0301_"),
     st.lists(
         st.sampled_from(
             [
@@ -81,6 +79,7 @@ def test_ids_are_the_same(text):
             assert ids.tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.smoke
 def test_all_golden_prose_has_the_same_ids():
     for backend, faster in zip(BACKENDS, FASTER, strict=True):
         expected = backend.encode_batch_fast(TEXTS, add_special_tokens=False)
