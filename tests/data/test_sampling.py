@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,29 @@ def test_a_sample_is_a_stretch_of_the_stream(tmp_path):
         assert samples[i].dtype == np.int32
     with pytest.raises(IndexError):
         samples[len(samples)]
+
+
+def test_a_sample_reads_nothing_but_itself(tmp_path, monkeypatch):
+    with IndexedWriter(tmp_path / "d", np.uint16) as writer:
+        writer.add_document([np.arange(1000)])
+    samples = GptSamples(
+        IndexedDataset(tmp_path / "d"), range(1), n_samples=None, seq_len=10, seed=1
+    )
+    read, before = [], IndexedDataset._read
+    monkeypatch.setattr(
+        IndexedDataset, "_read", lambda s, *ends: read.append(ends) or before(s, *ends)
+    )
+    for i, k in enumerate(samples.index.shuffle.tolist()):
+        np.testing.assert_array_equal(samples[i], np.arange(10 * k, 10 * k + 11))
+    assert {end - begin for begin, end in read} == {11}
+
+
+def test_pickle_sends_arguments_not_the_index(prose):
+    samples = GptSamples(prose, range(53), n_samples=9000, seq_len=64, seed=1)
+    sent = pickle.dumps(samples)
+    assert len(sent) < 1000
+    for ours, theirs in zip(samples.index, pickle.loads(sent).index, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_seed_decides(prose):
