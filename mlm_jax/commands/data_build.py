@@ -68,8 +68,8 @@ def train_tokenizer(argv: list[str]) -> int:
         help="of text, taken from all over the input; default: 1 GB",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    from mlm_jax.data.bpe_trainer import train_bpe
     from mlm_jax.data.excerpt import excerpt
-    from mlm_jax.data.tokenizer import train_bpe
 
     if args.output.exists():
         raise DataError(f"{args.output}: already exists; remove it or choose another output")

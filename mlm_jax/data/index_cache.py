@@ -5,7 +5,6 @@ NAME is a hash of all that went in, so an index never has to be updated, and any
 may build the same at once: each writes a folder of its own and the first to finish gives it NAME.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -82,10 +81,12 @@ def save(place: Path, description: str, arrays: Mapping[str, np.ndarray]) -> Non
         outcome = {name: facts(array) for name, array in arrays.items()}
         content = {"key": json.loads(description), "arrays": outcome}
         (new / DESCRIPTION).write_text(json.dumps(content, indent=2))
-        # What is there is damaged, or as good as this by now. Whoever has it mapped keeps it.
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(Path(temporary) / "old")
-        new.rename(place)
+        try:
+            new.rename(place)
+        except OSError:  # something is there: another process was faster, or it is damaged
+            if load(place, description) is None:
+                place.rename(Path(temporary) / "old")  # whoever has it mapped keeps it
+                new.rename(place)
 
 
 def facts(array: np.ndarray) -> dict[str, Any]:

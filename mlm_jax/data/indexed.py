@@ -36,7 +36,7 @@ DTYPES = {  # by their code in the header
 
 
 class IndexedDataset:
-    """A pair of token files, local or behind an address like s3://bucket/name, for any thread.
+    """A pair of token files, on a disk or behind an address like s3://bucket/name.
 
     prefix      what both paths begin with: a Path, or the text of an address
     dtype       of a token in the file
@@ -46,7 +46,7 @@ class IndexedDataset:
     n_tokens    of all sequences together; may be 0
 
     Local files are mapped into memory. Of remote ones the index is read whole, and of the tokens
-    what is asked for. Both arrive read-only.
+    what is asked for. Both arrive read-only; threads may share them.
 
     Raises DataError for files that are missing, damaged or do not belong together.
     """

@@ -179,4 +179,5 @@ def locate(lengths: np.ndarray, document: np.ndarray, n: int, seq_len: int) -> n
         sample[done:stop, 0] = first + position
         sample[done:stop, 1] = at - (ends - sizes)[position]
         begin, done = int(ends[-1]), stop
+    sample[0] = 0  # the first alone may begin in an empty one, as the published walk starts there
     return sample

@@ -1,11 +1,15 @@
+import builtins
 import contextlib
 import pickle
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlm_jax.data import files, indexed
 from mlm_jax.data.indexed import DTYPES, HEADER, IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter, token_dtype
 from mlm_jax.errors import DataError
@@ -169,12 +173,14 @@ def test_damage_behind_the_header_is_noticed_or_harmless(pair):
             assert np.all(indexed.documents[1:] >= indexed.documents[:-1])
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 2**18])
 @pytest.mark.parametrize(
     ("lengths", "offsets", "documents", "problem"),
     [
         ([2, 1], [0, 4], [0, 2], None),
         ([3, -1], [0, 6], [0, 2], "negative length"),
-        ([2, 1], [0, 2], [0, 2], "contradict"),
+        ([2, 1], [0, 2], [0, 2], "sequence 1 is said to begin at byte 2 instead of 4"),
+        ([2, 1], [0, 400], [0, 2], "contradict"),
         ([2, 1], [2, 6], [0, 2], "contradict"),
         ([2, 1], [0, 4], [], "do not span"),
         ([2, 1], [0, 4], [1, 2], "do not span"),
@@ -183,7 +189,10 @@ def test_damage_behind_the_header_is_noticed_or_harmless(pair):
         ([2, 1], [0, 4], [0, -(2**63), 2**63 - 1, 2], "ends before it begins"),
     ],
 )
-def test_contradictions_are_noticed(lengths, offsets, documents, problem, pair):
+def test_contradictions_are_noticed(
+    lengths, offsets, documents, problem, at_once, pair, monkeypatch
+):
+    monkeypatch.setattr(indexed, "CHECKED_AT_ONCE", at_once)
     header = HEADER.pack(b"MMIDIDX\0\0", 1, 8, len(lengths), len(documents))
     layout = f"<{len(lengths)}i{len(offsets)}q{len(documents)}q"
     both = {"idx": header + struct.pack(layout, *lengths, *offsets, *documents), "bin": bytes(6)}
@@ -192,6 +201,106 @@ def test_contradictions_are_noticed(lengths, offsets, documents, problem, pair):
     else:
         with pytest.raises(DataError, match=problem):
             pair(**both)
+
+
+def test_a_multimodal_dataset_is_refused(pair):
+    modes = bytes(60)  # int8, one of each sequence
+    with pytest.raises(DataError, match=r"golden\.idx: has modes of a multimodal dataset"):
+        pair(idx=IDX + modes)
+    with pytest.raises(DataError, match=r"golden\.idx: 1.* bytes, where 60 sequences"):
+        pair(idx=IDX + modes + b"\0")
+
+
+def test_documents_of_sentences(tmp_path):
+    sentences = write(tmp_path / "d", [[[1, 2], [3]], [], [[4, 5, 6], [7], [8, 9]]])
+    assert sentences.documents.tolist() == [0, 2, 2, 5]
+    assert (len(sentences), sentences.lengths.tolist()) == (5, [2, 1, 3, 1, 2])
+    assert sentences.tokens(4).tolist() == [8, 9]
+
+
+def test_a_remote_pair_reads_as_the_local_one(remote):
+    local, far = IndexedDataset(GOLDEN), IndexedDataset(remote("golden"))
+    assert far.prefix == "memory://bucket/golden"
+    assert far.fingerprint() == local.fingerprint()
+    for name in ("lengths", "offsets", "documents"):
+        np.testing.assert_array_equal(getattr(far, name), getattr(local, name))
+    for i in range(len(local)):
+        for window in [(), (0, 5), (7,), (3, 10**9), (10**9, 4)]:
+            np.testing.assert_array_equal(far.tokens(i, *window), local.tokens(i, *window))
+    assert not far.tokens(0).flags.writeable
+    again = pickle.loads(pickle.dumps(far))
+    np.testing.assert_array_equal(again.tokens(59), local.tokens(59))
+
+
+def test_only_chunks_with_the_tokens_asked_for_are_requested(remote, monkeypatch):
+    """Windows are smaller than a chunk, straddle two, and take several."""
+    monkeypatch.setattr(files, "CHUNK", 64)
+    local, far = IndexedDataset(GOLDEN), IndexedDataset(remote("golden"))
+    asked, read = [], files.Remote._read
+    monkeypatch.setattr(
+        files.Remote, "_read", lambda s, *ends: asked.append(ends) or read(s, *ends)
+    )
+    first = int(local.offsets[30]) // 64
+    for window in [(0, 3), (1, 10), (2, 100), (0, 3), (1, 100)]:
+        np.testing.assert_array_equal(far.tokens(30, *window), local.tokens(30, *window))
+    last = (int(local.offsets[30]) + 2 * 102 - 1) // 64
+    assert asked == [(64 * chunk, 64 * chunk + 64) for chunk in range(first, last + 1)]
+    np.testing.assert_array_equal(far.tokens(59), local.tokens(59))
+    assert asked[-1][1] == len(BIN)  # the last chunk ends with the file
+
+
+def test_threads_share_a_remote_pair(remote, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 1000)
+    local, far = IndexedDataset(GOLDEN), IndexedDataset(remote("golden"))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(far.tokens, list(range(60)) * 3))
+    for i, tokens in enumerate(found):
+        np.testing.assert_array_equal(tokens, local.tokens(i % 60))
+
+
+def test_a_remote_pair_that_is_damaged_is_named(remote):
+    with pytest.raises(DataError, match=r"memory://bucket/no\.idx: no such file"):
+        IndexedDataset("memory://bucket/no")
+    with pytest.raises(DataError, match=r"memory://bucket/half\.idx: 40 bytes, where"):
+        IndexedDataset(remote("half", idx=IDX[:40]))
+    with pytest.raises(DataError, match=r"memory://bucket/short\.bin: 98 bytes, where"):
+        IndexedDataset(remote("short", bin=BIN[:98]))
+    far = IndexedDataset(remote("golden"))
+    remote("golden", bin=BIN[:98])
+    with pytest.raises(DataError, match=r"memory://bucket/golden\.bin: bytes .* it changed"):
+        far.tokens(59)
+
+
+def test_an_address_without_its_package_is_refused(monkeypatch):
+    with pytest.raises(DataError, match=r"bogus://x/y\.idx: cannot be read: .*not known: bogus"):
+        IndexedDataset("bogus://x/y")
+    import_module = builtins.__import__
+
+    def without_fsspec(name, *rest):
+        if name.startswith("fsspec"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_module(name, *rest)
+
+    for module in [name for name in sys.modules if name.startswith("fsspec")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", without_fsspec)
+    with pytest.raises(DataError, match=r"s3://x/y\.idx: No module .*fsspec, and with it s3fs"):
+        IndexedDataset("s3://x/y")
+
+
+@pytest.fixture
+def remote():
+    """Puts the golden pair in a bucket, with other bytes where some are given."""
+    fsspec = pytest.importorskip("fsspec")
+
+    def put(name, idx=IDX, bin=BIN):
+        for kind, content in {"idx": idx, "bin": bin}.items():
+            fsspec.filesystem("memory").pipe_file(f"/bucket/{name}.{kind}", content)
+        return f"memory://bucket/{name}"
+
+    yield put
+    with contextlib.suppress(FileNotFoundError):  # a test may have put nothing
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from mlm_jax.data import sampling
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter
 from mlm_jax.data.sampling import GptSamples, build_index, split_ranges
@@ -55,24 +59,33 @@ def test_a_short_last_epoch_is_shuffled_apart(prose):
     np.testing.assert_array_equal(apart.document, document)
 
 
-@pytest.mark.parametrize("trial", range(40))
-def test_samples_are_where_a_walk_through_the_stream_finds_them(trial):
-    rng = np.random.default_rng(trial)
-    lengths = rng.integers(0, 12, size=30).astype(np.int32) * rng.integers(0, 2, size=30)
-    lengths = np.append(lengths, 3).astype(np.int32)  # never all empty
-    sequences = range(int(rng.integers(0, 15)), 31)
-    seq_len, n_samples = int(rng.integers(1, 20)), int(rng.integers(1, 200))
-    index = build_index(lengths, sequences, n_samples=n_samples, seq_len=seq_len, seed=trial)
-
-    assert len(index.shuffle) >= n_samples
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 12) | st.just(0), max_size=30).map(lambda some: [*some, 3]),
+    first=st.integers(0, 30),
+    n_samples=st.none() | st.integers(1, 150),
+    seq_len=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+    at_once=st.sampled_from([1, 5, 64, 2**18]),
+)
+def test_it_is_what_a_walk_token_by_token_finds(lengths, first, n_samples, seq_len, seed, at_once):
+    sequences = range(min(first, len(lengths) - 1), len(lengths))
+    tokens = sum(lengths[s] for s in sequences)
+    assume(n_samples is not None or tokens > seq_len)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "LOCATED_AT_ONCE", at_once)
+        size = dict(n_samples=n_samples, seq_len=seq_len, seed=seed)
+        index = build_index(np.array(lengths, np.int32), sequences, **size)
+    for ours, walked in zip(index, walk(lengths, sequences, **size), strict=True):
+        np.testing.assert_array_equal(ours, walked)
     assert sorted(index.shuffle) == list(range(len(index.shuffle)))
     epochs = len(index.document) // len(sequences)
     assert sorted(index.document) == sorted([*sequences] * epochs)
-    tokens = int(lengths[sequences.start :].sum())
-    assert (epochs - 1) * tokens < n_samples * seq_len + 1 <= epochs * tokens  # no epoch too many
-    stream = [(p, t) for p, s in enumerate(index.document) for t in range(lengths[s])]
-    assert [tuple(row) for row in index.sample.tolist()] == stream[::seq_len][: len(index.sample)]
-    assert len(index.sample) == len(index.shuffle) + 1 == (len(stream) - 1) // seq_len + 1
+    if n_samples is None:
+        assert epochs == 1
+    else:  # enough, and no epoch too many
+        assert len(index.shuffle) >= n_samples
+        assert (epochs - 1) * tokens < n_samples * seq_len + 1 <= epochs * tokens
 
 
 def test_a_sample_is_a_stretch_of_the_stream(tmp_path):
@@ -90,6 +103,29 @@ def test_a_sample_is_a_stretch_of_the_stream(tmp_path):
         assert samples[i].dtype == np.int32
     with pytest.raises(IndexError):
         samples[len(samples)]
+
+
+def test_a_sample_reads_nothing_but_itself(tmp_path, monkeypatch):
+    with IndexedWriter(tmp_path / "d", np.uint16) as writer:
+        writer.add_document([np.arange(1000)])
+    samples = GptSamples(
+        IndexedDataset(tmp_path / "d"), range(1), n_samples=None, seq_len=10, seed=1
+    )
+    read, before = [], IndexedDataset._read
+    monkeypatch.setattr(
+        IndexedDataset, "_read", lambda s, *ends: read.append(ends) or before(s, *ends)
+    )
+    for i, k in enumerate(samples.index.shuffle.tolist()):
+        np.testing.assert_array_equal(samples[i], np.arange(10 * k, 10 * k + 11))
+    assert {end - begin for begin, end in read} == {11}
+
+
+def test_pickle_sends_arguments_not_the_index(prose):
+    samples = GptSamples(prose, range(53), n_samples=9000, seq_len=64, seed=1)
+    sent = pickle.dumps(samples)
+    assert len(sent) < 1000
+    for ours, theirs in zip(samples.index, pickle.loads(sent).index, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_seed_decides(prose):
@@ -153,6 +189,47 @@ def test_split_ranges(split, n, ends):
 def test_a_bad_split_is_refused(split):
     with pytest.raises(DataError, match="969"):
         split_ranges(split, 10)
+
+
+def walk(lengths, sequences, *, n_samples, seq_len, seed):
+    """The published algorithm without any arithmetic that could be done by counting."""
+    epochs, tokens = 1, sum(lengths[s] for s in sequences)
+    while n_samples is not None and epochs * tokens < n_samples * seq_len + 1:
+        epochs += 1
+    apart = False
+    if epochs > 1:
+        in_the_last = n_samples - ((epochs - 1) * tokens - 1) // seq_len
+        apart = in_the_last < int(0.80 * ((tokens - 1) // seq_len))
+
+    rng = np.random.RandomState(seed)
+
+    def shuffled(*parts):
+        arrays = [np.array(part, np.int64) for part in parts]
+        for array in arrays:
+            rng.shuffle(array)
+        return np.concatenate(arrays)
+
+    if apart:
+        document = shuffled([*sequences] * (epochs - 1), [*sequences])
+    else:
+        document = shuffled([*sequences] * epochs)
+
+    position = token = 0
+    sample = [(0, 0)]
+    while True:
+        for _ in range(seq_len):
+            while position < len(document) and token == lengths[document[position]]:
+                position, token = position + 1, 0  # past the end of it and of empty ones
+            token += 1
+        while position < len(document) and token == lengths[document[position]]:
+            position, token = position + 1, 0
+        if position >= len(document):
+            break  # the last target of this sample is missing
+        sample.append((position, token))
+
+    n = len(sample) - 1
+    boundary = ((epochs - 1) * tokens - 1) // seq_len if apart else n
+    return document, np.array(sample), shuffled(range(boundary), range(boundary, n))
 
 
 def build(prose, case, split):
