@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import mlm_jax.data.placement
 import mlm_jax.loop
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.config import RunConfig
@@ -171,13 +172,14 @@ def poison(monkeypatch):
     """poison(3, 5): the losses of these steps are not finite."""
 
     def poison(*steps: int) -> None:
-        calls, prepare = iter(range(1000)), mlm_jax.loop.place
+        calls, prepare = iter(range(1000)), mlm_jax.data.placement.place
 
-        def place(batch, layout):  # the first call is the one that compiles
+        def place(batch, layout, size):  # the first call is the one that compiles
             bad = next(calls) in steps
-            return prepare(batch | {"weights": batch["weights"] * (np.inf if bad else 1)}, layout)
+            weights = batch["weights"] * (np.inf if bad else 1)
+            return prepare(batch | {"weights": weights}, layout, size)
 
-        monkeypatch.setattr(mlm_jax.loop, "place", place)
+        monkeypatch.setattr(mlm_jax.data.placement, "place", place)
 
     return poison
 

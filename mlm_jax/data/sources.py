@@ -64,6 +64,8 @@ class TokenFile:
     def __init__(self, path: str, run: RunConfig, tokenizer: Tokenizer | None, cache: Path | None):
         self.name, self.run, self.cache, self.fim = path, run, cache, None
         self.indexed = IndexedDataset(path)
+        if self.indexed.n_tokens == 0:
+            raise DataError(f"{path} holds no tokens; build it again from text")
         self.size = len(self.indexed)
         if run.data.objective == "fim":
             assert tokenizer is not None  # see misfits
@@ -83,8 +85,6 @@ class TokenFile:
     def check(self) -> None:
         """Looks at all ids, at an even sample of a very large file's, at none of a remote one's."""
         indexed, d = self.indexed, self.run.data
-        if indexed.n_tokens == 0:
-            raise DataError(f"{self.name} holds no tokens; build it again from text")
         masked = not d.cross_document_attention if d.eod_mask_loss is None else d.eod_mask_loss
         if masked and indexed.lengths.max() < 2:
             raise DataError("every document has one token: none is predicted from another")
