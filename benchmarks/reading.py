@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlm_jax.data.blend import blend_index, normalised
+from mlm_jax.data.blend_order import blend_index, normalised
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter
 from mlm_jax.data.sampling import GptSamples, build_index

@@ -1,37 +1,21 @@
-"""Several datasets as one: which they are, and their samples in the order of training.
+"""Several datasets as one: which they are and how much of each, as text or in a file.
 
-Source: megatron/core/datasets/{blended_dataset,blended_megatron_dataset_builder,utils}.py (core
-0.16 and 0.20).
+Source: megatron/core/datasets/utils.py (core 0.16 and 0.20).
 """
 
 import contextlib
-import functools
 import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlm_jax.data import files
-from mlm_jax.data.blend_order import (
-    BlendIndex,
-    blend_index,
-    exhaustive_index,
-    normalised,
-    samples_per_dataset,
-)
-from mlm_jax.data.index_cache import cached
-from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.sampling import GptSamples
 from mlm_jax.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 MOST = 32766  # datasets: they are counted in int16
-COUNTED_AT_ONCE = 2**22  # samples, since counting makes a wider copy of them
 
 
 @dataclass(frozen=True)
@@ -48,18 +32,6 @@ class Blend:
         problems = [*self._wrong_prefixes(), *self._wrong_weights()]
         if problems:
             raise DataError("\n  ".join(["a blend that cannot be:", *problems]))
-
-    def open(self) -> list[IndexedDataset]:
-        """Raises DataError with every file that is missing or damaged."""
-        opened, problems = [], []
-        for prefix in self.prefixes:
-            try:
-                opened.append(IndexedDataset(prefix))
-            except DataError as problem:
-                problems.append(str(problem))
-        if problems:
-            raise DataError("\n  ".join(problems))
-        return opened
 
     def _wrong_prefixes(self) -> Iterator[str]:
         if not 1 <= len(self.prefixes) <= MOST:
@@ -154,80 +126,3 @@ def as_number(text: str) -> float | None:
     with contextlib.suppress(ValueError):
         return float(text)
     return None
-
-
-class BlendedSamples:
-    """Every sample of several splits, in the order of training; used as GptSamples are.
-
-    weights     of the splits, which need not add up to 1: n_samples are asked for, and there may
-                be a few more, since the share of each is rounded up
-    None        each split gives one epoch, and weighs what it has; there are as many samples as
-                all of them have, or n_samples if that is less
-
-    Raises DataError as GptSamples does, for weights without n_samples, and where a split would
-    have to give more than it has, which a tiny one among many may.
-    """
-
-    def __init__(
-        self,
-        splits: Sequence[tuple[IndexedDataset, range]],
-        weights: Sequence[float] | None,
-        *,
-        n_samples: int | None,
-        seq_len: int,
-        seed: int,
-        cache: Path | None = None,
-    ):
-        self._arguments = splits, weights
-        self._options = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed, "cache": cache}
-        sizes: Sequence[int | None] = [None] * len(splits)
-        if weights is not None:
-            if n_samples is None:
-                raise DataError("a blend with weights never ends; leave them out for one epoch")
-            weights = normalised(weights)
-            sizes = samples_per_dataset(weights, n_samples)
-            n_samples = sum(samples_per_dataset(weights, n_samples, surplus=0.0))
-        self.parts = [
-            GptSamples(indexed, sequences, n_samples=size, seq_len=seq_len, seed=seed, cache=cache)
-            for (indexed, sequences), size in zip(splits, sizes, strict=True)
-        ]
-        there = [len(part) for part in self.parts]
-        if n_samples is not None:
-            n_samples = n_samples if weights is not None else min(n_samples, sum(there))
-            build = functools.partial(blend_index, normalised(weights or there), n_samples)
-        else:
-            build = functools.partial(exhaustive_index, there)
-        key = {"index": "blend, 1", "weights": weights or there, "n_samples": n_samples}
-        self.index = BlendIndex(**cached(cache, key, lambda: build()._asdict()))
-        self._check(there)
-
-    def __len__(self) -> int:
-        return len(self.index.dataset)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.parts[self.index.dataset[i]][int(self.index.sample[i])]
-
-    def __reduce__(self):
-        return functools.partial(BlendedSamples, **self._options), self._arguments
-
-    def pieces(self, i: int) -> list[np.ndarray]:
-        """Sample i as the stretches of documents it is made of; nothing else is read."""
-        return self.parts[self.index.dataset[i]].pieces(int(self.index.sample[i]))
-
-    def origin(self, i: int) -> IndexedDataset:
-        """The file that sample i is from."""
-        return self.parts[self.index.dataset[i]].indexed
-
-    def _check(self, there: list[int]) -> None:
-        taken = np.zeros(len(there), np.int64)
-        for k in range(0, len(self), COUNTED_AT_ONCE):
-            some = self.index.dataset[k : k + COUNTED_AT_ONCE]
-            taken += np.bincount(some, minlength=len(there))
-        short = [
-            f"{part.indexed.prefix}: {asked} samples are asked of it and it gives {has};"
-            " raise its weight or leave it out"
-            for part, asked, has in zip(self.parts, taken.tolist(), there, strict=True)
-            if asked > has
-        ]
-        if short:
-            raise DataError("\n  ".join(short))

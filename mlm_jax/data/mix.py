@@ -63,8 +63,16 @@ def open_files(run: RunConfig) -> Files:
             tokenizer = load_tokenizer(d.tokenizer)
 
     def opened(setting: str, path: str, blend: Blend) -> list[Source]:
-        with naming(f"{setting}={path!r}", prefixes_near(path)):
-            return [open_source(prefix, run, tokenizer, cache) for prefix in blend.prefixes]
+        sources, problems = [], []
+        for prefix in blend.prefixes:
+            try:
+                sources.append(open_source(prefix, run, tokenizer, cache))
+            except DataError as problem:
+                problems.append(f"{problem}{prefixes_near(prefix)}")
+        with naming(f"{setting}={path!r}"):
+            if problems:
+                raise DataError("\n  ".join(problems))
+        return sources
 
     blend, held_out = read(run)
     sources = opened("data.path", d.path, blend)

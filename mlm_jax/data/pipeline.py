@@ -10,7 +10,7 @@ from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import RunConfig
 from mlm_jax.data.blend_order import normalised, samples_per_dataset
 from mlm_jax.data.builtin import Corpus
-from mlm_jax.data.mix import Mix, Part, naming, open_files
+from mlm_jax.data.mix import Mix, Part, index_cache, naming, open_files
 from mlm_jax.data.stream import Epochs, Exhaustive, Stream, Weighted
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import DataError
@@ -128,7 +128,7 @@ def open_stream(run: RunConfig, mix: Mix, n_samples: int) -> Stream:
             return streams[0]
         if weights is None:
             return Exhaustive(streams)
-        return Weighted(streams, normalised(weights), n_samples)
+        return Weighted(streams, normalised(weights), n_samples, index_cache(run))
     asked: list[Any] = [n_samples if only else None] * len(mix.parts)
     if weights is not None:
         asked = samples_per_dataset(normalised(weights), n_samples)
@@ -136,7 +136,7 @@ def open_stream(run: RunConfig, mix: Mix, n_samples: int) -> Stream:
     if only:
         return streams[0]
     weights = normalised(weights or [stream.n_samples for stream in streams])
-    stream = Weighted(streams, weights, n_samples)
+    stream = Weighted(streams, weights, n_samples, index_cache(run))
     if stream.n_samples < n_samples:
         raise DataError(
             f"the blend has {stream.n_samples} samples, and {n_samples} are asked for; give it"

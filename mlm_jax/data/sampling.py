@@ -77,10 +77,6 @@ class GptSamples:
         tail = self.indexed.tokens(sequences[-1], 0, end + 1)
         return [head, *map(self.indexed.tokens, sequences[1:-1]), tail]
 
-    def origin(self, i: int) -> IndexedDataset:
-        """The file that sample i is from."""
-        return self.indexed
-
     def _build(self) -> dict[str, np.ndarray]:
         return build_index(self.indexed.lengths, self.sequences, **self._size)._asdict()
 

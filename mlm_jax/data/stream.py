@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from mlm_jax.data.blend_order import blend_index, exhaustive_index
+from mlm_jax.data.blend_order import BlendIndex, blend_index, exhaustive_index
+from mlm_jax.data.index_cache import cached
 from mlm_jax.data.windows import Row
 
 
@@ -33,19 +35,25 @@ class Epochs:
     """
 
     def __init__(self, epoch: Callable[[int], Rows]):
-        self._epoch = functools.lru_cache(maxsize=2)(epoch)  # a batch may lie across two
-        self.n_samples = len(self._epoch(0))
+        self.epoch = functools.lru_cache(maxsize=2)(epoch)  # a batch may lie across two
+        self.n_samples = len(self.epoch(0))
 
     def row(self, i: int) -> Row:
         epoch, within = divmod(i, self.n_samples)
-        return self._epoch(epoch).row(within)
+        return self.epoch(epoch).row(within)
 
 
 class Weighted:
     """Streams in fixed proportions, as Megatron-LM mixes them: the first `size` samples."""
 
-    def __init__(self, streams: Sequence[Stream], weights: Sequence[float], size: int):
-        self.streams, self.index = streams, blend_index(weights, size)
+    def __init__(
+        self, streams: Sequence[Stream], weights: Sequence[float], size: int,
+        cache: Path | None = None,
+    ):  # fmt: skip
+        """weights add up to 1; cache: a folder for the order."""
+        key = {"index": "blend, 1", "weights": list(weights), "size": size}
+        order = cached(cache, key, lambda: blend_index(weights, size)._asdict())
+        self.streams, self.index = streams, BlendIndex(**order)
         repeats = self.index.sample >= np.array([s.n_samples for s in streams])[self.index.dataset]
         self.n_samples = int(repeats.argmax()) if repeats.any() else size
 

@@ -1,74 +1,21 @@
-import json
-import pickle
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm_jax.data import blend_order
-from mlm_jax.data.blend import Blend, BlendedSamples, parse_blend, read_blends
+from mlm_jax.data.blend import Blend, parse_blend, read_blends
 from mlm_jax.data.blend_order import (
     blend_index,
     exhaustive_index,
     normalised,
     samples_per_dataset,
 )
-from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.indexed_writer import IndexedWriter
-from mlm_jax.data.sampling import split_ranges
 from mlm_jax.errors import DataError
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-META = json.loads((GOLDEN / "gpt_dataset" / "blend" / "meta.json").read_text())
-SPLITS = ("train", "valid", "test")
 
 positive = st.floats(1e-9, 1.0) | st.sampled_from([1.0, 2.0, 3.0, 0.5, 1e-6])
 equal = st.integers(1, 20).map(lambda count: [1.0] * count)
 some_weights = st.lists(positive, min_size=1, max_size=20) | equal
-
-
-@pytest.fixture(scope="module")
-def opened():
-    return Blend(tuple(str(GOLDEN / "data" / prefix) for prefix in META["prefixes"])).open()
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize("split", SPLITS)
-def test_equals_megatron(split, opened):
-    samples = golden_blend(split, opened)
-    golden = lambda name: np.load(GOLDEN / "gpt_dataset" / "blend" / f"{split}_{name}.npy")  # noqa: E731
-    assert len(samples) == META["splits"][split]["length"]
-    for ours, name in zip(samples.index, ("dataset_index", "dataset_sample_index"), strict=True):
-        assert ours.dtype == golden(name).dtype
-        np.testing.assert_array_equal(ours, golden(name))
-    for number, part in enumerate(samples.parts):
-        for name in ("document", "sample", "shuffle"):
-            ours, megatrons = getattr(part.index, name), golden(f"{number}_{name}_index")
-            assert ours.dtype == megatrons.dtype
-            np.testing.assert_array_equal(ours, megatrons)
-    first_six = np.stack([samples[i] for i in range(6)])
-    np.testing.assert_array_equal(first_six[:, :-1], golden("tokens"))
-    np.testing.assert_array_equal(first_six[:, 1:], golden("labels"))
-
-
-def test_a_sample_comes_with_its_pieces_and_its_file(opened):
-    samples = golden_blend("valid", opened)
-    for i in range(len(samples)):
-        np.testing.assert_array_equal(np.concatenate(samples.pieces(i)), samples[i])
-        assert samples.origin(i) is opened[samples.index.dataset[i]]
-    assert {samples.origin(i).prefix.name for i in range(20)} == set(META["prefixes"])
-    with pytest.raises(IndexError):
-        samples[len(samples)]
-
-
-def test_another_process_gets_the_same_without_its_index_being_sent(opened):
-    samples = golden_blend("train", opened)
-    sent = pickle.dumps(samples)
-    assert len(sent) < 2000
-    for ours, theirs in zip(samples.index, pickle.loads(sent).index, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,52 +84,6 @@ def test_samples_per_dataset(weights, size, surplus, sizes):
     assert samples_per_dataset(weights, size, surplus) == sizes
 
 
-def test_there_are_as_many_samples_as_the_shares_rounded_up(opened):
-    splits = [(indexed, range(30)) for indexed in opened]
-    samples = BlendedSamples(splits, [1, 2], n_samples=100, seq_len=64, seed=1)
-    assert len(samples) == 101
-    assert [part._size["n_samples"] for part in samples.parts] == [35, 68]
-
-
-def test_without_weights_each_gives_one_epoch(opened):
-    splits = [(indexed, range(20)) for indexed in opened]
-    size = dict(seq_len=64, seed=1)
-    everything = BlendedSamples(splits, None, n_samples=None, **size)
-    there = [len(part) for part in everything.parts]
-    assert all(len(part.index.document) == 20 for part in everything.parts)
-    assert np.bincount(everything.index.dataset).tolist() == there
-    some = BlendedSamples(splits, None, n_samples=50, **size)
-    assert len(some) == 50
-    assert some.index.dataset.tolist() == loop(normalised(there), 50)[0]
-    too_many = BlendedSamples(splits, None, n_samples=10**6, **size)
-    assert len(too_many) == sum(there)
-
-
-def test_a_blend_of_one_is_that_one_with_a_surplus(opened):
-    samples = BlendedSamples([(opened[0], range(60))], [5.0], n_samples=1000, seq_len=64, seed=1)
-    assert len(samples) == 1000
-    assert samples.parts[0]._size["n_samples"] == 1005
-    np.testing.assert_array_equal(samples[3], samples.parts[0][3])
-
-
-def test_what_cannot_be_blended_is_refused(opened):
-    splits, size = [(indexed, range(20)) for indexed in opened], dict(seq_len=64, seed=1)
-    with pytest.raises(DataError, match="weights never ends"):
-        BlendedSamples(splits, [1, 2], n_samples=None, **size)
-    with pytest.raises(DataError, match="prose_b_text_document: a split of 0 sequences"):
-        BlendedSamples([splits[0], (opened[1], range(0))], [1, 2], n_samples=9, **size)
-
-
-def test_more_than_there_is_is_refused(tmp_path):
-    """120 splits of two samples each, whose shares are rounded up: the large one falls short."""
-    with IndexedWriter(tmp_path / "d", np.uint16) as writer:
-        writer.add_document([[1, 2, 3]])
-    indexed = IndexedDataset(tmp_path / "d")
-    splits, weights = [(indexed, range(1))] * 120, [1.0] + [1e-9] * 119
-    with pytest.raises(DataError, match=r"d: 1.. samples are asked of it and it gives "):
-        BlendedSamples(splits, weights, n_samples=5, seq_len=1, seed=1)
-
-
 @pytest.mark.parametrize("weights", [[], [0.5, 0.6], [-0.5, 1.5], [float("nan"), 1.0], [70, 30]])
 def test_an_order_needs_weights_that_add_up_to_1(weights):
     for refuse in (blend_index, samples_per_dataset):
@@ -246,14 +147,6 @@ def test_a_blend_needs_a_weight_for_each_prefix():
         Blend(("a", "b"), (1.0,))
 
 
-def test_all_missing_files_are_named(tmp_path):
-    there = GOLDEN / "data" / "prose_a_text_document"
-    with pytest.raises(DataError) as refused:
-        Blend((f"{tmp_path}/x", str(there), f"{tmp_path}/y"), (1, 1, 1)).open()
-    assert all(f"{tmp_path}/{name}.idx: no such file" in str(refused.value) for name in "xy")
-    assert "prose_a" not in str(refused.value)
-
-
 @pytest.mark.parametrize(
     ("content", "blends"),
     [
@@ -309,10 +202,3 @@ def loop(weights, size, limits=None):
         sample.append(taken[best[1]])
         taken[best[1]] += 1
     return dataset, sample
-
-
-def golden_blend(split, opened, cache=None):
-    number = SPLITS.index(split)
-    splits = [(x, split_ranges(META["split"], len(x))[number]) for x in opened]
-    size = dict(n_samples=META["requested"][number], seq_len=META["seq_len"], seed=META["seed"])
-    return BlendedSamples(splits, META["weights"], **size, cache=cache)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mlm_jax.data import index_cache
-from mlm_jax.data.blend import BlendedSamples
 from mlm_jax.data.index_cache import DESCRIPTION, SMALLEST, cached
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.sampling import GptSamples
+from mlm_jax.data.stream import Epochs, Weighted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 KEY = {"index": "a test, 1", "seed": 7, "data": {"crc32": 5}}
@@ -149,9 +149,9 @@ def test_samples_use_it(tmp_path, monkeypatch):
                 assert isinstance(ours.base, np.memmap)
                 np.testing.assert_array_equal(ours, theirs)
     assert len(list(tmp_path.iterdir())) == 6
-    blended = BlendedSamples([(indexed, range(53))], [1.0], **size, cache=tmp_path)
-    again = BlendedSamples([(indexed, range(53))], [1.0], **size, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 8
+    streams = [Epochs(lambda _: range(10))]
+    blended, again = (Weighted(streams, [1.0], 200, tmp_path) for _ in range(2))
+    assert len(list(tmp_path.iterdir())) == 7
     for ours, theirs in zip(again.index, blended.index, strict=True):
         assert isinstance(ours.base, np.memmap)
         np.testing.assert_array_equal(ours, theirs)
