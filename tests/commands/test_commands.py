@@ -399,7 +399,6 @@ def build(*words: object, output: str = "out") -> list[str]:
         ("--input good.jsonl --json_keys body", "no text under 'body'; there is text (str)"),
         ("--input latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
         ("--input blank.jsonl", "there are no documents to write"),
-        ("--input good.jsonl words.jsonl", "words.jsonl, line 1: not JSON"),  # all or nothing
         ("--input good.jsonl --append-eod", "did you mean --append_eod?"),
         ("--input good.jsonl --tokenizer nowhere", "nowhere: no such file"),
         ("--input good.jsonl --tokenizer good.jsonl", "this tokenizer cannot be read"),
