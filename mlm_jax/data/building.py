@@ -118,7 +118,7 @@ class Building:
         """Keeps what is worth going on with."""
         if not (kept := self.finished_parts()):
             return self.discard()
-        log.info("%s keeps %d finished parts for the next start", self.folder, kept)
+        log.info("%s keeps %d finished part(s) for the next start", self.folder, kept)
 
     def discard(self) -> None:
         shutil.rmtree(self.folder)

@@ -66,6 +66,7 @@ class Batches:
         thread or the processes.
         """
         import grain
+        from absl import flags
 
         def read(k: int) -> HostBatch:
             return self.batch(k, rows[self.sizes.size(k)] if rows else None)
@@ -74,6 +75,8 @@ class Batches:
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else 4)
         batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(ahead)
         if workers:
+            if not flags.FLAGS.is_parsed():  # which grain's processes are started with
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
         with closing(iter(batches)) as batches:

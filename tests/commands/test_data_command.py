@@ -76,6 +76,15 @@ def test_what_cannot_be_done_is_one_message_and_changes_nothing(here, words, sai
     assert sorted(path.name for path in here.iterdir()) == before
 
 
+def test_one_bad_file_keeps_what_is_finished_of_the_others_but_no_output(here, capsys, caplog):
+    assert run(f"{BUILD} --input a.jsonl bad.jsonl --workers 1") == 2
+    assert capsys.readouterr().err.startswith("mlm-jax: bad.jsonl, line 2: not JSON")
+    assert "out.building keeps 1 finished part(s)" in caplog.text
+    assert not list(here.glob("out_*"))
+    assert run(f"{BUILD} --input a.jsonl bad.jsonl --workers 1 --on_error skip") == 0
+    assert not (here / "out.building").exists()
+
+
 @pytest.mark.smoke
 def test_files_are_built_inspected_and_merged(here, capsys, caplog):
     assert run(f"{BUILD} --input 'a*' 'b.*' --append_eod") == 0

@@ -100,15 +100,16 @@ def test_batches_of_one_file_are_megatrons(case):
 def test_apart_each_epoch_holds_every_token_once(written):
     prefix = written("d", [7, 3, 12, 1, 9])
     data = {"path": prefix, "split": "1", "cross_document_attention": True}
-    train = open_data(a_run(data, model={"seq_len": 1, "vocab_size": 1000})).train
+    model = {"seq_len": 2, "vocab_size": 1000}
+    train = open_data(a_run(data, model=model)).train
     n = train.n_samples
-    assert n == 7 + 3 + 12 + 1 + 9 - 1  # of a stream cut into pairs
-    read = [[int(train.stream.row(e * n + i)["tokens"][0]) for i in range(n)] for e in range(3)]
-    for epoch in read:  # the last token of the stream is only a target
-        assert len(set(epoch)) == n
+    assert n == (7 + 3 + 12 + 1 + 9 - 1) // 2  # the last token is only a target
+    read = [[train.stream.row(e * n + i)["tokens"].tolist() for i in range(n)] for e in range(3)]
+    for epoch in read:
+        assert len({token for row in epoch for token in row}) == 2 * n
     assert read[0] != read[1] != read[2]
-    again = open_data(a_run(data, model={"seq_len": 1, "vocab_size": 1000}, train={"steps": 7}))
-    assert [int(again.train.stream.row(n + i)["tokens"][0]) for i in range(n)] == read[1]
+    again = open_data(a_run(data, model=model, train={"steps": 7})).train
+    assert [again.stream.row(n + i)["tokens"].tolist() for i in range(n)] == read[1]
 
 
 def test_a_weighted_blend_takes_its_shares_and_goes_on_for_ever(written):
@@ -153,7 +154,7 @@ def test_validation_may_have_files_of_its_own(written, tmp_path):
         opened = open_data(a_run(data, model=model))
         assert {int(t) // 100 for t in opened.train.batch(0)["tokens"][:, 0]} <= set(range(4))
         assert {int(t) // 100 for t in opened.valid.batch(0)["tokens"][:, 0]} <= {50, 51}
-    with pytest.raises(DataError, match="goes without data.valid_path"):
+    with pytest.raises(DataError, match="has a blend for each split"):
         open_data(a_run({"path": str(tmp_path / "splits.json"), "valid_path": b}, model=model))
 
 
@@ -197,11 +198,13 @@ def test_fill_in_the_middle_rearranges_and_keeps_the_characters(tmp_path):
     ids = [backend.token_to_id(name) for name in names]
     rearranged = np.isin(batch["tokens"], ids[:3]).any(axis=1)
     assert rearranged.all()
-    for before, after in zip(plain["tokens"], batch["tokens"], strict=True):
+    for before, last, after in zip(
+        plain["tokens"], plain["targets"][:, -1], batch["tokens"], strict=True
+    ):
         letters = tokenizer.decode([t for t in after if t not in ids])
-        assert set(letters) <= set(tokenizer.decode(before)) | {"\ufffd"}
+        assert set(letters) <= set(tokenizer.decode([*before, last])) | {"\ufffd"}
+    lacking = {"tokenizer": str(DATA / "tokenizer"), "objective": "fim"}
     with pytest.raises(DataError, match="the tokenizer lacks tokens for fill-in-the-middle"):
-        lacking = {"tokenizer": str(DATA / "tokenizer"), "objective": "fim"}
         open_data(a_run(data | lacking, model=model))
 
 
