@@ -8,6 +8,7 @@ from mlm_jax.data.blend import Blend, parse_blend, read_blends
 from mlm_jax.data.blend_order import (
     blend_index,
     exhaustive_index,
+    greedy,
     normalised,
     samples_per_dataset,
 )
@@ -43,6 +44,18 @@ def test_exhaustive_takes_all_of_each_once(sizes):
     dataset, sample = loop(weights, sum(sizes), sizes)
     assert index.dataset.tolist() == dataset
     assert index.sample.tolist() == sample
+
+
+@pytest.mark.parametrize("cells", [2**4, 2**15])
+def test_what_is_used_up_is_taken_no_more(cells, monkeypatch):
+    """Weights that are not the limits' shares, which by rounding those of many samples may be."""
+    monkeypatch.setattr(blend_order, "CELLS", cells)
+    weights, limits = [0.5, 0.3, 0.2], [10, 700, 290]
+    index = greedy(np.array(weights), 1000, np.array(limits, np.float64))
+    dataset, sample = loop(weights, 1000, limits)
+    assert index.dataset.tolist() == dataset
+    assert index.sample.tolist() == sample
+    assert np.bincount(index.dataset).tolist() == limits
 
 
 @settings(max_examples=20, deadline=None)

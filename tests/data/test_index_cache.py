@@ -86,6 +86,15 @@ def test_who_has_it_mapped_keeps_it_while_it_is_mended(kept):
     assert_equal(mapped)
 
 
+def test_who_comes_second_leaves_a_whole_index_in_its_place(kept):
+    """Or a third would find nothing while the two folders change places."""
+    before = kept.stat().st_ino
+    index_cache.save(kept, json.dumps(KEY), ARRAYS)
+    assert list(kept.parent.iterdir()) == [kept]
+    assert kept.stat().st_ino == before
+    assert_equal(cached(kept.parent, KEY, never))
+
+
 def test_small_indices_are_not_kept(tmp_path):
     small = {"a": np.arange(LARGE - 1)}
     assert cached(tmp_path / "new", KEY, lambda: small)["a"] is small["a"]
