@@ -26,9 +26,7 @@ class FastTokenizer:
         backend.no_truncation()
         self.backend = backend
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(
-            config or {}
-        )
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}
         special = special_ids(settings, self.id_of)
         self.eod_id = end_of_document(special, self.id_of)
         if self.eod_id is not None and not {"eos", "sep"} & special.keys():

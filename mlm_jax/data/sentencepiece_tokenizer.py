@@ -1,5 +1,6 @@
 """SentencePiece models, unigram and BPE, through the sentencepiece package."""
 
+import functools
 import hashlib
 import itertools
 import re
@@ -44,7 +45,8 @@ class SentencePieceTokenizer:
         self._ids = {name: id for id, name in enumerate(self.pieces)}
         self._ids |= {name: id for id, name in self.added.items()}
         longest_first = sorted(self.added.values(), key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+        cut = "|".join(map(re.escape, longest_first))
+        self._cut = re.compile(f"({cut})") if cut else None
         own = {role: getattr(self.model, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
         own = {role: id for role, id in own.items() if id >= 0}
         self.special: Mapping[str, int] = own | special_ids(self.config, self.id_of)
@@ -72,10 +74,9 @@ class SentencePieceTokenizer:
         return self.model.encode(list(texts), out_type=int, num_threads=threads())
 
     def decode(self, ids: Iterable[int]) -> str:
-        named = self._named()
-        runs = itertools.groupby(map(int, ids), key=named.__contains__)
+        runs = itertools.groupby(map(int, ids), key=self._named.__contains__)
         return "".join(
-            "".join(named[id] for id in run) if by_name else self.model.decode(list(run))
+            "".join(self._named[id] for id in run) if by_name else self.model.decode(list(run))
             for by_name, run in runs
         )
 
@@ -95,14 +96,15 @@ class SentencePieceTokenizer:
         return continues
 
     def _ordinary(self) -> Iterable[int]:
-        named = self._named()
-        return (id for id in range(len(self.pieces)) if id not in named)
+        return (id for id in range(len(self.pieces)) if id not in self._named)
 
+    @functools.cached_property
     def _named(self) -> dict[int, str]:
-        """The ids that stand for no text of their own: control pieces, unknown, added tokens."""
+        """What the ids are called that stand for no text: control pieces, unknown, added tokens."""
         kinds = (self.model.is_control, self.model.is_unknown, self.model.is_unused)
-        pieces = enumerate(self.pieces)
-        return {id: p for id, p in pieces if any(kind(id) for kind in kinds)} | self.added
+        named = {id: p for id, p in enumerate(self.pieces) if any(kind(id) for kind in kinds)}
+        gaps = dict.fromkeys(range(len(self.pieces), self.vocab_size), "")  # between added tokens
+        return named | gaps | self.added
 
     def fingerprint(self) -> str:
         content = hashlib.sha256(b"sentencepiece\n" + self.model.serialized_model_proto())

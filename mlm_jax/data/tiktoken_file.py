@@ -12,7 +12,7 @@ import tokenizers
 from mlm_jax.data.byte_level import byte_level_backend, characters
 from mlm_jax.data.split_patterns import CL100K, GPT2, LLAMA3, O200K, for_oniguruma
 from mlm_jax.data.tokenizer_config import added_tokens
-from mlm_jax.data.vocabulary_files import extend
+from mlm_jax.data.vocabulary_files import extend, with_specials
 from mlm_jax.errors import DataError
 
 
@@ -41,16 +41,12 @@ def read_tiktoken(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer
             f" (and added_tokens_decoder) into tokenizer_config.json beside it. Known: {known}"
         )
     vocab = {characters(token): rank for token, rank in ranks.items()}
-    added = list(added_tokens(config).values())
-    extend(vocab, config)
-    if not added:
+    if added_tokens(config):
+        extend(vocab, config)
+    else:
         vocab |= published.special
-        added = [
-            tokenizers.AddedToken(t, special=True, normalized=False) for t in published.special
-        ]
     backend = byte_level_backend(vocab, merges(ranks), split, ignore_merges=True)
-    backend.add_special_tokens(added)
-    return backend
+    return with_specials(backend, config, published.special)
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:

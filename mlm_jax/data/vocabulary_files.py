@@ -1,6 +1,6 @@
 """The `tokenizers` backend of each kind of vocabulary file that has one of its own there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def extend(vocab: dict[str, int], config: Mapping[str, Any]) -> None:
 
 
 def with_specials(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], known: Any
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], known: Iterable[str]
 ) -> tokenizers.Tokenizer:
     """Marks the config's added tokens, else those of the known names that are in the vocabulary.
 

@@ -1,6 +1,7 @@
 """SentencePiece models: the package's own ids, and the tokens that a config adds."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def test_added_tokens_are_found_by_name(chat):
     assert (tokenizer.special["eos"], tokenizer.special["bos"]) == (605, 1)
     assert tokenizer.token_bytes()[600:].tolist() == [0] * 6
     assert not tokenizer.continues_word()[600:].any()
+
+
+def test_a_gap_between_added_tokens_has_no_text(chat):
+    assert load_tokenizer(chat).decode([600, 601, 604, 605]) == "<|im|><|im|>end"
+
+
+def test_a_config_may_repeat_what_the_model_says(tmp_path):
+    """As Llama 2's does, of <unk>, <s> and </s>."""
+    shutil.copy(MODELS[1], tmp_path / "tokenizer.model")
+    decoder = {str(id): {"content": name} for id, name in enumerate(("<unk>", "<s>", "</s>"))}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    tokenizer, bpe = load_tokenizer(tmp_path), BOTH[1][0]
+    assert tokenizer.encode(TEXTS[0]) == bpe.encode(TEXTS[0])
+    assert tokenizer.same_as(bpe)
+
+
+def test_it_goes_to_another_process(chat):
+    tokenizer = load_tokenizer(chat)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.same_as(tokenizer)
+    assert again.encode("<|im|>a b") == tokenizer.encode("<|im|>a b")
 
 
 def test_a_saved_one_is_the_same(chat, tmp_path):
