@@ -61,7 +61,8 @@ def _learning_rate(run: RunConfig) -> optax.Schedule:
     elif o.schedule == "wsd":  # warm up, stay, decay: Hu et al. 2024
         assert o.wsd_decay_steps is not None
         stays, style = falls - o.wsd_decay_steps, FALLS[o.wsd_decay_style](o.wsd_decay_steps)
-        fall = optax.join_schedules([FALLS["constant"](stays), style], [stays])
+        constant = FALLS["constant"](stays)
+        fall = optax.join_schedules([constant, style], [stays])  # pyright: ignore[reportArgumentType]
         after = between(o.lr, o.min_lr, fall)
     else:
         after = between(o.lr, o.min_lr, FALLS[o.schedule](falls))

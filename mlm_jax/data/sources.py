@@ -128,7 +128,7 @@ class ExampleFile:
         self.name, self.run = path, run
         key = {
             "examples": 1, "objective": run.data.objective, "tokenizer": tokenizer.fingerprint(),
-            "crc32": zlib.crc32(files.whole(path)),
+            "crc32": zlib.crc32(files.whole(path).data),
         }  # fmt: skip
         self.arrays = cached(cache, key, lambda: joined(READ[run.data.objective](path, tokenizer)))
         self.ends = np.cumsum(self.arrays["lengths"], dtype=np.int64)

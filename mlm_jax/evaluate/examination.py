@@ -67,13 +67,18 @@ class Examination:
         if prompt and tokenizer:
             room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
             if room >= 8:
-                text = generate(self.model(params), [prompt], max_tokens=room, seed=step)[0]
+                stop = tokenizer.config.get("eos_token") or ""  # of a chat: what ends a turn
+                model = self.model(params)
+                text = generate(model, [prompt], max_tokens=room, seed=step, stop=stop)[0]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)
 
     def complete(self, params: nnx.State, step: int) -> None:
-        """With the built-in corpus: what its completions are worth, beside two simple baselines."""
-        if self.data.corpus and self.run.model.seq_len >= 128:
+        """With built-in corpora: simple baselines, and with Python's what completions are worth."""
+        if not self.data.corpus:
+            return
+        if self.data.corpus.baselines:
             self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
+        if self.writes_python and self.run.model.seq_len >= 128:
             rows = complete(self.model(params), seed=self.run.train.seed)
             self.rows.write("event", step, event="completions", completions=rows)
 
@@ -82,11 +87,21 @@ class Examination:
         model.tokenizer = self.data.tokenizer
         return model
 
+    @property
+    def writes_python(self) -> bool:
+        return self.data.corpus is not None and self.data.corpus.kind == "python"
+
     def sample_prompt(self) -> str | None:
-        if self.data.tokenizer is None or self.data.corpus:
-            return PROMPTS[0] if self.data.corpus else None
-        held_out = self.data.valid or self.data.train
-        return self.data.tokenizer.decode(held_out.batch(0)["tokens"][0, :16].tolist())
+        """The first 16 held-out tokens; of an example, those before what is to be learned."""
+        if self.writes_python:
+            return PROMPTS[0]
+        if self.data.tokenizer is None:
+            return None
+        row = (self.data.valid or self.data.train).stream.row(0)
+        end = 16
+        if self.run.data.objective in ("chat", "pairs"):
+            end = 1 + int(row["weights"].argmax())
+        return self.data.tokenizer.decode(row["tokens"][:end].tolist())
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray | None:
