@@ -23,12 +23,12 @@ TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "data" / "tokenizer
 
 
 class Ours:
-    """mlm_jax.data.preprocess.build."""
+    """mlm_jax.data.preprocess.build.build."""
 
     def __init__(self, source: Path, workers: int):
-        from mlm_jax.data import preprocess
+        from mlm_jax.data.preprocess.build import build
 
-        self.build, self.source, self.workers = preprocess.build, source, workers
+        self.build, self.source, self.workers = build, source, workers
         self.facts = {"version": "mlm_jax"}
 
     def run(self, turns: int) -> float:

@@ -5,8 +5,8 @@ mlm-jax train --config translate --workdir runs/translate
 mlm-jax train --config translate:en-de --workdir runs/german
 
 Some hundred short pairs: it shows the way, and learns most of them by heart. For pairs of your own
-set data.path to JSON lines of {"source": ..., "target": ...} or a .tsv of two columns, data.tokenizer,
-and model.vocab_size to its size.
+set data.path to JSON lines of {"source": ..., "target": ...} or a .tsv of two columns,
+data.tokenizer, and model.vocab_size to its size.
 """
 
 from mlm_jax.config import defaults

@@ -36,11 +36,11 @@ def build(argv: list[str]) -> int:
         help="longer lines, rows or text files cannot be used; default: 1 GiB",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from mlm_jax.data import preprocess
-    from mlm_jax.data.workers import Stopped
+    from mlm_jax.data.preprocess.build import build as write
+    from mlm_jax.data.preprocess.workers import Stopped
 
     try:
-        counts = preprocess.build(
+        counts = write(
             args.input, args.tokenizer, args.output, json_keys=args.json_keys,
             append_eod=args.append_eod, split_sentences=args.split_sentences, workers=args.workers,
             on_error=args.on_error, max_document_bytes=args.max_document_bytes,
@@ -68,8 +68,8 @@ def train_tokenizer(argv: list[str]) -> int:
         help="of text, taken from all over the input; default: 1 GB",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from mlm_jax.data.bpe_trainer import train_bpe
-    from mlm_jax.data.excerpt import excerpt
+    from mlm_jax.data.preprocess.excerpt import excerpt
+    from mlm_jax.data.tokenizer.training import train_bpe
 
     if args.output.exists():
         raise DataError(f"{args.output}: already exists; remove it or choose another output")

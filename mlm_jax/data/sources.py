@@ -9,15 +9,15 @@ import numpy as np
 
 from mlm_jax.config import RunConfig
 from mlm_jax.data import files
-from mlm_jax.data.examples import Example, chat_examples, pair_examples
-from mlm_jax.data.fim import Fim, fill_in_the_middle, fim_tokens
 from mlm_jax.data.index_cache import cached
 from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.packing import PackedExamples
+from mlm_jax.data.objectives.examples import Example, chat_examples, pair_examples
+from mlm_jax.data.objectives.fim import Fim, fill_in_the_middle, fim_tokens
+from mlm_jax.data.objectives.packing import PackedExamples
+from mlm_jax.data.objectives.windows import Row, causal
 from mlm_jax.data.sampling import GptSamples
 from mlm_jax.data.stream import Rows
 from mlm_jax.data.tokenizer import Tokenizer
-from mlm_jax.data.windows import Row, causal
 from mlm_jax.errors import DataError
 
 CHECKED_TOKENS = 50_000_000  # of each file at start; every sample is checked when it is read

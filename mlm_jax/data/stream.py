@@ -9,7 +9,7 @@ import numpy as np
 
 from mlm_jax.data.blend_order import BlendIndex, blend_index, exhaustive_index
 from mlm_jax.data.index_cache import cached
-from mlm_jax.data.windows import Row
+from mlm_jax.data.objectives.windows import Row
 
 
 class Rows(Protocol):

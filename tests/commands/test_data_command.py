@@ -11,7 +11,7 @@ import pytest
 from mlm_jax.__main__ import main
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter
-from mlm_jax.data.preprocess import write_documents
+from mlm_jax.data.preprocess.build import write_documents
 from mlm_jax.data.tokenizer import load_tokenizer
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizer"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlm_jax.data import indexed_writer
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter, merge
-from mlm_jax.data.preprocess import build
+from mlm_jax.data.preprocess.build import build
 from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"

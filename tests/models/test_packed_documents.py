@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlm_jax.data.bpe_trainer import train_bpe
-from mlm_jax.data.chat import ChatTemplate
-from mlm_jax.data.examples import conversation_text, encode
-from mlm_jax.data.packing import PackedExamples
-from mlm_jax.data.windows import causal
+from mlm_jax.data.objectives.chat import ChatTemplate
+from mlm_jax.data.objectives.examples import conversation_text, encode
+from mlm_jax.data.objectives.packing import PackedExamples
+from mlm_jax.data.objectives.windows import causal
+from mlm_jax.data.tokenizer.training import train_bpe
 from mlm_jax.losses import next_token_nats
 from mlm_jax.models import build
 from tests.conftest import STYLES, tiny_layout, tiny_run

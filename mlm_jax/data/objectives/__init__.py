@@ -1,0 +1,1 @@
+"""What is predicted from what: pure functions of tokens and a random state."""

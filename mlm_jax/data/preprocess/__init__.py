@@ -1,0 +1,1 @@
+"""Text to token files, as Megatron-LM's tools/preprocess_data.py writes them."""
