@@ -513,7 +513,8 @@ def test_standard_input_is_read_and_gone_on_with(n_workers, tmp_path):
     content = PROSE.read_bytes() * 3
     script = (
         "import sys\nfrom mlm_jax.__main__ import main\n"
-        "from mlm_jax.data.preprocess import inputs\ninputs.OF_STREAM = 100_000\nif __name__ == '__main__': sys.exit(main())"
+        "from mlm_jax.data.preprocess import inputs\ninputs.OF_STREAM = 100_000\n"
+        "if __name__ == '__main__': sys.exit(main())"
     )
     (tmp_path / "program.py").write_text(script)
     words = ["data", "build", "--tokenizer", str(TOKENIZER), "--input", "-", "--append_eod"]
