@@ -167,6 +167,31 @@ def test_a_workdir_of_another_run_is_refused(calm, other):
     assert {p: p.read_bytes() for p in calm.iterdir() if p.is_file()} == before
 
 
+GROWS = {
+    "train__batch_schedule": "0:4 1K:16", "train__global_batch_size": 16, "train__accumulate": 2,
+    "train__steps": 8, "optimizer__decay_steps": 5, "train__eval_every": 100,
+    "checkpoint__every": 100,
+}  # fmt: skip
+
+
+def test_a_batch_that_grows_is_counted_and_goes_on_after_a_restart(tmp_path):
+    """Four steps of 4 sequences, then of 16 in two microbatches; stopped after the fifth."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny(**GROWS), whole)
+    rows = rows_of(whole)
+    assert [row["tokens"] for row in rows] == [64 * n for n in (4, 8, 12, 16, 32, 48, 64, 80)]
+    compiled = [row for row in rows_of(whole, "event") if row["event"] == "compiled"]
+    assert [(row["step"], row["batch_size"]) for row in compiled] == [(0, 4), (4, 16)]
+    lr = tiny().optimizer.lr  # after a warm-up of two steps of 16
+    rates = [row["learning_rate"] for row in rows[:5]]
+    assert rates == pytest.approx([0, lr / 8, lr / 4, lr * 3 / 8, lr / 2])
+    for steps in (5, 8):
+        train(tiny(**GROWS | {"train__steps": steps}), parts)
+    assert losses(parts) == losses(whole)
+    with pytest.raises(CheckpointError, match=r"train\.batch_schedule is"):
+        train(tiny(**GROWS | {"train__batch_schedule": "0:8 1K:16"}), parts)
+
+
 @pytest.fixture
 def poison(monkeypatch):
     """poison(3, 5): the losses of these steps are not finite."""

@@ -29,12 +29,14 @@ ABOUT = ("format", "versions", "fingerprint")  # what config.json has beside the
 # What a run cannot change on its way: its weights and its batches would be those of another run.
 FREE = (
     "model.attention", "model.dropout", "model.dtype", "model.norm_eps",
-    "data.path", "data.tokenizer",  # of which the content counts
+    "data.path", "data.valid_path", "data.tokenizer",  # of which the content counts
+    "data.index_cache", "data.workers",
 )  # fmt: skip
 FIXED = (
     *(key for key in KEYS if key.startswith(("model.", "data.")) and key not in FREE),
     "train.seed",
     "train.global_batch_size",
+    "train.batch_schedule",
     "optimizer.name",
 )
 
