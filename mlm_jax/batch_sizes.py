@@ -67,7 +67,7 @@ def parse_schedule(text: str, seq_len: int) -> list[tuple[int, int]]:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?):(\d+)", entry.upper())
         if not match:
             raise ValueError(f"a list of TOKENS:SIZE like '0:32 1B:64'; {entry!r} is none")
-        tokens = int(float(match[1]) * UNITS[match[2]])
+        tokens = round(float(match[1]) * UNITS[match[2]])
         schedule.append((tokens // seq_len, int(match[3])))
     thresholds = [threshold for threshold, _ in schedule]
     if not schedule or thresholds[0] != 0:

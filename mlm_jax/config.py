@@ -139,7 +139,8 @@ class TrainConfig:
     accumulate: int = setting(1, "microbatches a step", low=1)
     batch_schedule: str | None = setting(
         None,
-        "global batch size by tokens seen, '0:32 1B:64 10B:256'; the last: global_batch_size",
+        "global batch size by tokens seen, '0:32 1B:64 10B:256', the last: global_batch_size;"
+        " schedules of the optimizer then count steps of that one",
     )
     seed: int = setting(0, "of initial weights, data order and dropout", low=0, below=2**32)
     log_every: int = setting(10, "steps between rows of metrics", low=1)
@@ -166,7 +167,7 @@ class TrainConfig:
         return self.global_batch_size // self.accumulate
 
     def microbatches(self, sequences: int) -> int:
-        """Into how many microbatches a batch of this size is cut: a short one into none."""
+        """Into how many a batch of this size is cut; one smaller than a microbatch is one."""
         return max(sequences // self.microbatch, 1)
 
 
@@ -243,6 +244,7 @@ class DataConfig:
     eod_mask_loss: bool | None = setting(
         None, "no loss where one document ends and the next begins; None: where kept apart"
     )
+    prompt: str = setting("{source}\n", "what stands before the target (pairs)")
     fim_rate: float = setting(0.5, "share of documents rearranged (fim)", low=0.0)
     fim_spm_rate: float = setting(0.5, "share of these with the suffix first (fim)", low=0.0)
     fim_tokens: str | None = setting(
@@ -257,6 +259,19 @@ class DataConfig:
         None, "folder of sample indices, shared by all processes; None: in the user's cache"
     )
     workers: int = setting(0, "processes that read ahead; 0: a thread", low=0)
+
+    @property
+    def apart(self) -> bool:
+        """Whether packed documents are kept from attending to each other."""
+        return not self.cross_document_attention
+
+    @property
+    def resets_positions(self) -> bool:
+        return self.apart if self.reset_positions is None else self.reset_positions
+
+    @property
+    def masks_boundaries(self) -> bool:
+        return self.apart if self.eod_mask_loss is None else self.eod_mask_loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from mlm_jax.batch_sizes import parse_schedule
+from mlm_jax.batch_sizes import BatchSizes, parse_schedule
 from mlm_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
@@ -70,6 +70,11 @@ def batch_misfits(run: RunConfig) -> list[str]:
     except ValueError as why:
         return [f"train.batch_schedule={t.batch_schedule!r} is not {why}"]
     checks = [
+        (len(sizes) == 1,
+         f"train.batch_schedule={t.batch_schedule!r} has one size; set train.global_batch_size"),
+        (BatchSizes.of(run).size(t.steps - 1) != sizes[-1],
+         f"train.batch_schedule={t.batch_schedule!r} does not come to its last size in"
+         f" train.steps={t.steps}"),
         (sizes[-1] != t.global_batch_size,
          f"train.batch_schedule={t.batch_schedule!r} ends with {sizes[-1]}, not with"
          f" train.global_batch_size={t.global_batch_size}; set global_batch_size to {sizes[-1]}"),
@@ -102,6 +107,12 @@ def data_misfits(run: RunConfig) -> list[str]:
          f"data.split={d.split!r} does nothing with data.valid_path={d.valid_path!r}"),
         (d.path is not None and d.tokenizer is None and d.objective != "causal",
          f"data.objective={d.objective!r} needs data.tokenizer"),
+        (d.objective != "pairs" and d.prompt != default["prompt"],
+         f"data.prompt={d.prompt!r} does nothing with data.objective={d.objective!r}"),
+        ("{source}" not in d.prompt,
+         f"data.prompt={d.prompt!r} has no place for the source; try {default['prompt']!r}"),
+        (d.objective == "fim" and d.fim_rate == 0,
+         "data.fim_rate=0 rearranges nothing; try data.objective='causal'"),
         *[(d.objective != "fim" and getattr(d, key) != default[key],
            f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
           for key in ("fim_rate", "fim_spm_rate", "fim_tokens")],

@@ -34,15 +34,16 @@ def full_batches(run: RunConfig, steps: int) -> float:
 
 def by_sequences(run: RunConfig, schedule: optax.Schedule) -> optax.Schedule:
     """The schedule of full batches by updates done."""
-    stages = np.array(BatchSizes.of(run).stages)
-    if len(stages) == 1:
+    first, before, share = np.array(BatchSizes.of(run).stages).T
+    if len(first) == 1:
         return schedule
-    first, sequences, size = jnp.asarray(stages.T)
+    # Counted in full batches, since sequences may be more than int32 holds.
+    first = jnp.asarray(np.minimum(first, np.iinfo(np.int32).max), jnp.int32)
+    before, share = (jnp.asarray(x / run.train.global_batch_size) for x in (before, share))
 
     def by_updates(step: Any) -> Any:
         stage = jnp.searchsorted(first, step, side="right") - 1
-        whole = run.train.global_batch_size
-        return schedule((sequences[stage] + (step - first[stage]) * size[stage]) / whole)
+        return schedule(before[stage] + (step - first[stage]) * share[stage])
 
     return by_updates
 

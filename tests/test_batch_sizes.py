@@ -54,6 +54,8 @@ def test_thresholds_are_tokens():
         ("0:8 10:16", "at least 32 more"),  # within one sample
         ("0:8 1K:32", "ends with 32, not with train.global_batch_size=16"),
         ("0:8 1K:12 2K:16", "12 is no multiple of a microbatch, 8 sequences"),
+        ("0:16", "has one size; set train.global_batch_size"),
+        ("0:8 900T:16", "does not come to its last size in train.steps=1000"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(text, said):
@@ -66,6 +68,7 @@ def test_a_schedule_that_cannot_be_followed_is_refused(text, said):
 def test_microbatches_keep_their_size():
     run = tiny_run(train={
         "global_batch_size": 32, "accumulate": 4, "batch_schedule": "0:4 1K:8 2K:24 4K:32",
+        "steps": 100,
     })  # fmt: skip
     assert [run.train.microbatches(size) for size in (4, 8, 24, 32)] == [1, 1, 3, 4]
     assert BatchSizes.of(run).sizes() == [4, 8, 24, 32]

@@ -8,6 +8,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_nothing_inside_imports_the_package_itself():
 def test_only_the_two_doors_import_by_name():
     by_name = {file.name for file in ROOT.rglob("*.py") if "import_module" in file.read_text()}
     assert by_name == {"__init__.py", "__main__.py"}  # what `imports` cannot see
+
+
+def test_a_wheel_has_every_package():
+    with (ROOT.parent / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    there = {".".join(f.parent.relative_to(ROOT.parent).parts) for f in ROOT.rglob("__init__.py")}
+    assert listed == there | {"mlm_jax.configs"}
 
 
 def test_names_say_what_is_inside():

@@ -110,3 +110,16 @@ def test_where_the_batch_grows_schedules_follow_the_sequences_seen(schedule):
             expected = float(make(of_full)(sizes.start(step) / 32))
             assert float(make(run)(step)) == pytest.approx(expected, abs=1e-6), step
     assert float(make_schedule(run)(20)) == float(make_schedule(run)(jnp.int32(20)))
+
+
+def test_schedules_count_more_sequences_than_int32_holds():
+    grows = {"steps": 1_000_000, "global_batch_size": 4096}
+    grows["batch_schedule"] = "0:1024 250B:2048 3T:4096"
+    run = tiny_run(
+        optimizer={"lr": 1.0, "min_lr": 0.1, "schedule": "cosine"}, train=grows,
+        model={"seq_len": 4096},
+    )  # fmt: skip
+    assert BatchSizes.of(run).start(999_999) > 2**31
+    rates = [float(make_schedule(run)(step)) for step in (0, 500_000, 800_000, 1_000_000)]
+    assert rates[0] == pytest.approx(1.0)
+    assert 1.0 > rates[1] > rates[2] > rates[3] == pytest.approx(0.1, abs=1e-3)

@@ -29,8 +29,8 @@ ABOUT = ("format", "versions", "fingerprint")  # what config.json has beside the
 # What a run cannot change on its way: its weights and its batches would be those of another run.
 FREE = (
     "model.attention", "model.dropout", "model.dtype", "model.norm_eps",
-    "data.path", "data.valid_path", "data.tokenizer",  # of which the content counts
-    "data.index_cache", "data.workers",
+    "data.path", "data.tokenizer",  # of which the content counts
+    "data.valid_path", "data.index_cache", "data.workers",
 )  # fmt: skip
 FIXED = (
     *(key for key in KEYS if key.startswith(("model.", "data.")) and key not in FREE),
@@ -58,10 +58,12 @@ def check_same_run(
     there, here = (_flat(r.to_dict()) for r in (read_run(workdir), run))
     differ = [f"{k} is {there[k]!r} there, {here[k]!r} here" for k in FIXED if there[k] != here[k]]
     data = read_content(workdir).get("fingerprint", fingerprint)
-    if data != fingerprint:
-        differ += [
-            f"data.path={run.data.path!r} holds other data: {data} there, {fingerprint} here"
-        ]
+    if data.get("samples") != fingerprint.get("samples"):
+        differ += ["train.steps asks for other samples, which data.epochs='together' shuffles"]
+    elif data != fingerprint:
+        keys = [k for k in data | fingerprint if data.get(k) != fingerprint.get(k)]
+        told = (f"{k} {data.get(k)} there, {fingerprint.get(k)} here" for k in keys)
+        differ += [f"data.path={run.data.path!r} holds other data: {'; '.join(told)}"]
     if differ:
         raise CheckpointError(
             f"workdir {workdir} holds a run with other settings; choose another workdir, or set"

@@ -14,7 +14,7 @@ from mlm_jax.errors import DataError
 
 # Of a remote file, aligned chunks are read and the last ones kept: neighbouring ranges then cost
 # one request. Samples come shuffled, so a chunk is no larger than what a request takes to begin.
-CHUNK, CHUNKS_KEPT = 2**20, 64
+CHUNK, CHUNKS_KEPT = 2**17, 512
 
 
 def whole(path: str) -> np.ndarray:

@@ -1,12 +1,14 @@
 """What data.path, data.valid_path and data.split name: files, with their parts and shares."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlm_jax.config import RunConfig
 from mlm_jax.data.blend import Blend, read_blends
+from mlm_jax.data.blend_order import normalised
 from mlm_jax.data.builtin import FIM_TOKENS, RECIPES, Corpus, builtin_corpus, cache_folder
 from mlm_jax.data.sampling import split_ranges
 from mlm_jax.data.sources import Source, open_source
@@ -32,10 +34,13 @@ class Mix(NamedTuple):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run that goes on must find again."""
-        parts = [part.source.fingerprint() for part in self.parts]
-        if len(parts) == 1:
+        parts = [
+            part.source.fingerprint() | {"from": part.documents.start, "to": part.documents.stop}
+            for part in self.parts
+        ]
+        if len(parts) == 1 and self.weights is None:
             return parts[0]
-        return {"parts": parts} | ({"weights": list(self.weights)} if self.weights else {})
+        return {"parts": parts} | ({"weights": normalised(self.weights)} if self.weights else {})
 
 
 class Files(NamedTuple):
@@ -66,7 +71,7 @@ def open_files(run: RunConfig) -> Files:
         sources, problems = [], []
         for prefix in blend.prefixes:
             try:
-                sources.append(open_source(prefix, run, tokenizer, cache))
+                sources.append(open_source(os.path.expanduser(prefix), run, tokenizer, cache))
             except DataError as problem:
                 problems.append(f"{problem}{prefixes_near(prefix)}")
         with naming(f"{setting}={path!r}"):
@@ -76,31 +81,39 @@ def open_files(run: RunConfig) -> Files:
 
     blend, held_out = read(run)
     sources = opened("data.path", d.path, blend)
-    if held_out is None:
+    if held_out is blend:
         return Files(*split(sources, blend.weights, d.split), tokenizer, None)
-    apart = opened("data.valid_path", d.valid_path or d.path, held_out)
-    return Files(whole(sources, blend.weights), whole(apart, held_out.weights), tokenizer, None)
+    train, valid = whole(sources, blend.weights), None
+    if held_out is not None:
+        apart = opened("data.valid_path", d.valid_path or d.path, held_out)
+        valid = whole(apart, held_out.weights)
+    return Files(train, valid, tokenizer, None)
 
 
 def read(run: RunConfig) -> tuple[Blend, Blend | None]:
-    """Of training and of validation, where that has files of its own."""
+    """Of training and of validation: the same one where both have parts of its documents."""
     d = run.data
     with naming(f"data.path={d.path!r}"):
         blend = read_blends(str(d.path))
     if isinstance(blend, dict):
-        if d.valid_path or d.split != type(d).split or blend.keys() < {"train", "valid"}:
+        if d.valid_path or d.split != type(d).split or "train" not in blend:
             raise DataError(
-                f"data.path={d.path!r} has a blend for each split: it needs 'train' and 'valid',"
-                " and goes without data.valid_path and data.split"
+                f"data.path={d.path!r} has a blend for each split: it needs 'train', and goes"
+                " without data.valid_path and data.split"
             )
-        return blend["train"], blend["valid"]
+        return alone(blend["train"]), alone(blend["valid"]) if "valid" in blend else None
     if d.valid_path is None:
-        return blend, None
+        return blend, blend
     with naming(f"data.valid_path={d.valid_path!r}"):
         held_out = read_blends(d.valid_path)
         if isinstance(held_out, dict):
             raise DataError("it has a blend for each split; set data.path to it")
-    return blend, held_out
+    return alone(blend), alone(held_out)
+
+
+def alone(blend: Blend) -> Blend:
+    """Without a weight if it is of one: as Megatron-LM takes it where splits have their files."""
+    return blend if len(blend.prefixes) > 1 else Blend(blend.prefixes)
 
 
 def whole(sources: list[Source], weights: tuple[float, ...] | None) -> Mix:
@@ -144,12 +157,12 @@ def index_cache(run: RunConfig) -> Path:
 
 
 @contextlib.contextmanager
-def naming(setting: str, hint: str = "") -> Iterator[None]:
+def naming(setting: str) -> Iterator[None]:
     """A DataError from within names the setting behind it."""
     try:
         yield
     except DataError as why:
-        raise DataError(f"{setting}: {why}{hint}") from None
+        raise DataError(f"{setting}: {why}") from None
 
 
 def prefixes_near(path: str) -> str:

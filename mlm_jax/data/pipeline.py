@@ -1,6 +1,7 @@
 """From settings to batches: batch k is a function of seed, batch sizes and data alone."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ from mlm_jax.config import RunConfig
 from mlm_jax.data.blend_order import normalised, samples_per_dataset
 from mlm_jax.data.builtin import Corpus
 from mlm_jax.data.mix import Mix, Part, index_cache, naming, open_files
+from mlm_jax.data.objectives.windows import Row
 from mlm_jax.data.stream import Epochs, Exhaustive, Stream, Weighted
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import DataError
 
 HostBatch = dict[str, np.ndarray]
+REQUESTS = 32  # to remote files at once
 
 
 class Data(NamedTuple):
@@ -25,7 +28,7 @@ class Data(NamedTuple):
     valid: "Batches | None"
     tokenizer: Tokenizer | None
     corpus: Corpus | None  # a built-in one, where data.path is not set
-    fingerprint: Mapping[str, Any]  # what a run that goes on must find again, wherever it is then
+    fingerprint: dict[str, Any]  # what a run that goes on must find again, wherever it is then
 
 
 class Batches:
@@ -33,28 +36,32 @@ class Batches:
 
     def __init__(self, run: RunConfig, split: str, stream: Stream, sizes: BatchSizes):
         self.run, self.split, self.stream, self.sizes = run, split, stream, sizes
+        self.map: Callable[..., Iterable[Row]] = map
+        if "://" in f"{run.data.path} {run.data.valid_path}":  # each row waits for its request
+            self.map = ThreadPoolExecutor(REQUESTS, thread_name_prefix="data").map
 
     def __reduce__(self):  # another process opens the files itself
         return reopened, (self.run, self.split)
 
     @property
     def n_samples(self) -> int:
-        """As many of the first samples hold none twice."""
+        """Of an epoch; of what has none, as many as were asked for."""
         return self.stream.n_samples
 
     def batch(self, k: int, rows: np.ndarray | None = None, *, once: bool = False) -> HostBatch:
         """tokens, targets, segments, positions int32 [B, T]; weights float32 [B, T], 0 = untrained.
 
         segments and positions, which keep packed documents apart, are left out where settings say
-        so. rows: of the batch, ascending, where not all are wanted. once: what comes after the
-        first n_samples has weight 0.
+        so. rows: of the batch, ascending, where not all are wanted. once: a sample that is seen
+        again has weight 0.
         """
         start = self.sizes.start(k)
         numbers = start + (np.arange(self.sizes.size(k)) if rows is None else rows)
-        samples = [self.stream.row(i) for i in numbers.tolist()]
+        samples = list(self.map(self.stream.row, numbers.tolist()))
         batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
         if once:
-            batch["weights"] *= (numbers < self.n_samples)[:, None]
+            new = np.array([self.stream.is_new(i) for i in numbers.tolist()])
+            batch["weights"] *= new[:, None]
         return batch
 
     def prefetch(
@@ -93,13 +100,14 @@ def open_data(run: RunConfig) -> Data:
             f" model.vocab_size={size}"
         )
     mixes = {"train": files.train, "valid": files.valid}
-    for source in {p.source for mix in mixes.values() if mix for p in mix.parts}:
+    for source in dict.fromkeys(p.source for mix in mixes.values() if mix for p in mix.parts):
         source.check()
     batches = {split: open_batches(run, split, mix) for split, mix in mixes.items() if mix}
     fingerprint = files.train.fingerprint()
     if run.data.epochs == "together":
         fingerprint |= {"samples": samples_asked(run, "train")}  # which their order depends on
-    return Data(batches["train"], batches.get("valid"), *files[2:], fingerprint)
+    train, valid = batches["train"], batches.get("valid")
+    return Data(train, valid, files.tokenizer, files.corpus, fingerprint)
 
 
 def reopened(run: RunConfig, split: str) -> Batches:
@@ -108,42 +116,46 @@ def reopened(run: RunConfig, split: str) -> Batches:
 
 
 def open_batches(run: RunConfig, split: str, mix: Mix) -> Batches:
-    sizes = BatchSizes.of(run)
+    sizes, n = BatchSizes.of(run), samples_asked(run, split)
     if split == "valid":
         sizes = BatchSizes([(0, run.train.global_batch_size)])
-    with naming(f"data of split {split}"):
-        return Batches(run, split, open_stream(run, mix, samples_asked(run, split)), sizes)
+    setting = f"data.{'valid_path' if run.data.valid_path and split == 'valid' else 'path'}"
+    with naming(f"{setting}={getattr(run.data, setting[5:])!r}, {split}"):
+        return Batches(run, split, open_stream(run, split, mix, n), sizes)
 
 
-def open_stream(run: RunConfig, mix: Mix, n_samples: int) -> Stream:
-    """The samples of a mix in the order of training; n_samples of them are asked for."""
-    seed, weights, only = run.train.seed, mix.weights, len(mix.parts) == 1
+def open_stream(run: RunConfig, split: str, mix: Mix, n: int) -> Stream:
+    """The samples of a mix in the order of training; n of them are asked for."""
+    seed, cache, only = run.train.seed, index_cache(run), len(mix.parts) == 1
+    weights = mix.weights
 
-    def epochs(part: Part) -> Epochs:
+    def apart(part: Part) -> Epochs:
         return Epochs(lambda e: part.source.epoch(part.documents, epoch_seed(seed, e)))
 
     def together(part: Part, asked: int | None) -> Epochs:
         return Epochs(lambda _: part.source.epoch(part.documents, seed, asked))
 
     if run.data.epochs == "apart":
-        streams = [epochs(part) for part in mix.parts]
+        streams = [apart(part) for part in mix.parts]
         if only:
             return streams[0]
         if weights is None:
-            return Exhaustive(streams)
-        return Weighted(streams, normalised(weights), n_samples, index_cache(run))
-    asked: list[Any] = [n_samples if only else None] * len(mix.parts)
+            return Exhaustive(streams, cache)
+        return Weighted(streams, normalised(weights), n, cache)
+    asked: list[Any] = [n if only else None] * len(mix.parts)  # None: an epoch
     if weights is not None:
-        asked = samples_per_dataset(normalised(weights), n_samples)
+        asked = samples_per_dataset(normalised(weights), n)
     streams = [together(*part) for part in zip(mix.parts, asked, strict=True)]
     if only:
         return streams[0]
-    weights = normalised(weights or [stream.n_samples for stream in streams])
-    stream = Weighted(streams, weights, n_samples, index_cache(run))
-    if stream.n_samples < n_samples:
+    there = [stream.n_samples for stream in streams]
+    if weights is None and split == "valid":
+        n = min(n, sum(there))
+    stream = Weighted(streams, normalised(weights or there), n, cache)
+    if stream.repeats():
         raise DataError(
-            f"the blend has {stream.n_samples} samples, and {n_samples} are asked for; give it"
-            " weights, train fewer steps, or set data.epochs='apart'"
+            f"{n} samples are asked for, and the files have {there}; give the blend weights, train"
+            f" fewer steps than train.steps={run.train.steps}, or set data.epochs='apart'"
         )
     return stream
 

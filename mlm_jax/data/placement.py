@@ -17,9 +17,10 @@ class Feed:
         self.batches, self.layout = batches, layout
         self.own = {size: own_rows(layout, size) for size in batches.sizes.sizes()}
 
-    def batch(self, k: int) -> dict[str, jax.Array]:
+    def batch(self, k: int, *, once: bool = False) -> dict[str, jax.Array]:
         size = self.batches.sizes.size(k)
-        return place(self.batches.batch(k, self.own[size]), self.layout, size)
+        rows = self.batches.batch(k, self.own[size], once=once)
+        return place(rows, self.layout, size)
 
     def ahead(self, start: int, stop: int) -> Generator[dict[str, jax.Array], None, None]:
         """Batches start to stop, read ahead."""

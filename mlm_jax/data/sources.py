@@ -1,7 +1,8 @@
 """What a split is read from: parts of token files, or of files of conversations and pairs."""
 
+import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +21,7 @@ from mlm_jax.data.stream import Rows
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import DataError
 
-CHECKED_TOKENS = 50_000_000  # of each file at start; every sample is checked when it is read
-READ: dict[str, Callable[[str, Tokenizer], list[Example]]] = {  # by objective
-    "chat": chat_examples, "pairs": pair_examples,
-}  # fmt: skip
+CHECKED_TOKENS = 2_000_000  # of each file at start, documents evenly apart
 
 
 class Source(Protocol):
@@ -52,7 +50,12 @@ def open_source(
     path: str, run: RunConfig, tokenizer: Tokenizer | None, cache: Path | None
 ) -> Source:
     """The file, or pair of files, at a path, as the run's objective reads it."""
-    if run.data.objective in READ:
+    examples, endings = run.data.objective in ("chat", "pairs"), (".jsonl", ".tsv", ".gz")
+    if examples != path.endswith(endings):
+        reads = "JSON lines (.jsonl), or .tsv" if examples else "PREFIX of PREFIX.bin and .idx"
+        hint = "" if examples else "; `mlm-jax data build` makes them"
+        raise DataError(f"{path}: data.objective={run.data.objective!r} reads {reads}{hint}")
+    if examples:
         assert tokenizer is not None  # see misfits
         return ExampleFile(path, run, tokenizer, cache)
     return TokenFile(path, run, tokenizer, cache)
@@ -83,15 +86,17 @@ class TokenFile:
         return self.indexed.fingerprint()
 
     def check(self) -> None:
-        """Looks at all ids, at an even sample of a very large file's, at none of a remote one's."""
-        indexed, d = self.indexed, self.run.data
-        masked = not d.cross_document_attention if d.eod_mask_loss is None else d.eod_mask_loss
-        if masked and indexed.lengths.max() < 2:
-            raise DataError("every document has one token: none is predicted from another")
-        if "://" in self.name:
+        """Looks at some ids of a local file; each sample is checked when it is read."""
+        indexed, vocab_size = self.indexed, self.run.model.vocab_size
+        if self.run.data.masks_boundaries and indexed.lengths.max() < 2:
+            raise DataError(
+                f"{self.name}: every document has one token, none is predicted from another; set"
+                " data.eod_mask_loss=False"
+            )
+        if "://" in self.name or np.iinfo(indexed.dtype).max < vocab_size:
             return
         for i in range(0, len(indexed), max(1, indexed.n_tokens // CHECKED_TOKENS)):
-            check_ids(indexed.tokens(i), self.run.model.vocab_size, self.name)
+            check_ids(indexed.tokens(i), vocab_size, self.name)
 
 
 class Windows:
@@ -100,12 +105,10 @@ class Windows:
     def __init__(self, samples: GptSamples, run: RunConfig, fim: Fim | None, seed: int):
         self.samples, self.fim, self.seed = samples, fim, seed
         self.name, self.vocab_size = str(samples.indexed.prefix), run.model.vocab_size
-        d, apart = run.data, not run.data.cross_document_attention
         self.view = {
-            "apart": apart,
-            "reset_positions": apart if d.reset_positions is None else d.reset_positions,
-            "mask_boundaries": apart if d.eod_mask_loss is None else d.eod_mask_loss,
-        }
+            "apart": run.data.apart, "reset_positions": run.data.resets_positions,
+            "mask_boundaries": run.data.masks_boundaries,
+        }  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -127,12 +130,15 @@ class ExampleFile:
     def __init__(self, path: str, run: RunConfig, tokenizer: Tokenizer, cache: Path | None):
         self.name, self.run = path, run
         key = {
-            "examples": 1, "objective": run.data.objective, "tokenizer": tokenizer.fingerprint(),
-            "crc32": zlib.crc32(files.whole(path).data),
+            "examples": 1, "objective": run.data.objective, "prompt": run.data.prompt,
+            "file": [Path(path).suffixes, zlib.crc32(files.whole(path).data)],
+            "tokenizer": [tokenizer.fingerprint(), tokenizer.eod_id, dict(tokenizer.special)],
+            "chat_template": tokenizer.config.get("chat_template"),
         }  # fmt: skip
-        self.arrays = cached(cache, key, lambda: joined(READ[run.data.objective](path, tokenizer)))
+        self.arrays = cached(cache, key, lambda: joined(read_examples(path, run, tokenizer)))
         self.ends = np.cumsum(self.arrays["lengths"], dtype=np.int64)
         self.size, self.pad_id = len(self.ends), tokenizer.eod_id or 0
+        self.packed = functools.cache(self._packed)
 
     def __getitem__(self, i: int) -> Example:
         span = slice(self.ends[i] - self.arrays["lengths"][i], self.ends[i])
@@ -140,11 +146,11 @@ class ExampleFile:
 
     def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
         del n_samples  # epochs are not shuffled together: see misfits
-        examples = [self[i] for i in part]
-        packed = PackedExamples(
-            examples, self.run.model.seq_len, pad_id=self.pad_id, seed=self.run.train.seed
-        )
-        return Shuffled(packed, self.run, seed)
+        return Shuffled(self.packed(part), self.run, seed)
+
+    def _packed(self, part: range) -> PackedExamples:
+        size, seed = self.run.model.seq_len, self.run.train.seed
+        return PackedExamples([self[i] for i in part], size, pad_id=self.pad_id, seed=seed)
 
     def fingerprint(self) -> dict[str, Any]:
         crc32 = 0
@@ -162,9 +168,8 @@ class Shuffled:
     def __init__(self, packed: PackedExamples, run: RunConfig, seed: int):
         self.packed = packed
         self.order = np.random.RandomState(seed).permutation(len(packed))
-        apart = not run.data.cross_document_attention
-        reset = apart if run.data.reset_positions is None else run.data.reset_positions
-        self.dropped = [*["segments"] * (not apart), *["positions"] * (not reset)]
+        kept = {"segments": run.data.apart, "positions": run.data.resets_positions}
+        self.dropped = [name for name, is_kept in kept.items() if not is_kept]
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -172,6 +177,12 @@ class Shuffled:
     def row(self, i: int) -> Row:
         row = self.packed.row(int(self.order[i]))
         return {name: x for name, x in row.items() if name not in self.dropped}
+
+
+def read_examples(path: str, run: RunConfig, tokenizer: Tokenizer) -> list[Example]:
+    if run.data.objective == "chat":
+        return chat_examples(path, tokenizer)
+    return pair_examples(path, tokenizer, prompt=run.data.prompt)
 
 
 def joined(examples: Sequence[Example]) -> Mapping[str, np.ndarray]:

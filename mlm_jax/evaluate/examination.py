@@ -4,12 +4,14 @@ import functools
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from mlm_jax.config import RunConfig
+from mlm_jax.data.objectives.chat import special_names
 from mlm_jax.data.pipeline import Data
-from mlm_jax.data.placement import place
+from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import StopSignals
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
@@ -27,6 +29,7 @@ class Examination:
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
         self.rows, self.stop = rows, stop
+        self.feed = Feed(data.valid, layout) if data.valid else None
 
     def hold(self, params: nnx.State, step: int, last: bool) -> bool:
         """All parts that metrics.jsonl does not have yet, completions at the last step only.
@@ -46,18 +49,18 @@ class Examination:
 
     def evaluate(self, params: nnx.State, step: int) -> None:
         """A row of held-out loss."""
-        valid, B = self.data.valid, self.run.train.global_batch_size
-        if not valid:
+        if not self.feed:
             return
+        n_samples, B = self.feed.batches.n_samples, self.run.train.global_batch_size
         nats = weight = n_bytes = 0.0
-        for k in range(min(self.run.train.eval_batches, -(-valid.n_samples // B))):
+        for k in range(min(self.run.train.eval_batches, -(-n_samples // B))):
             if self.stop:
                 return
-            batch = valid.batch(k, once=True)
-            sums = self.steps.evaluate(params, place(batch, self.layout, B))
+            batch = self.feed.batch(k, once=True)
+            sums = self.steps.evaluate(params, batch)
             nats, weight = nats + float(sums[0]), weight + float(sums[1])
             if self.token_bytes is not None:
-                n_bytes += float((self.token_bytes[batch["targets"]] * batch["weights"]).sum())
+                n_bytes += float(bytes_of(self.token_bytes, batch["targets"], batch["weights"]))
         bits = nats / math.log(2) / n_bytes if n_bytes else None
         self.rows.write("eval", step, eval_loss=nats / max(weight, 1), bits_per_byte=bits)
 
@@ -67,7 +70,7 @@ class Examination:
         if prompt and tokenizer:
             room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
             if room >= 8:
-                stop = tokenizer.config.get("eos_token") or ""  # of a chat: what ends a turn
+                stop = special_names(tokenizer).get("eos_token", "")  # of a chat: ends a turn
                 model = self.model(params)
                 text = generate(model, [prompt], max_tokens=room, seed=step, stop=stop)[0]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)
@@ -110,3 +113,9 @@ class Examination:
             return None
         known = self.data.tokenizer.token_bytes()
         return np.pad(known, (0, self.run.model.vocab_size - len(known)))
+
+
+@jax.jit
+def bytes_of(token_bytes: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    """What these targets are as text, over all processes: float32 []."""
+    return (token_bytes[targets] * weights).sum()

@@ -24,7 +24,7 @@ ARRAYS = {"a": np.arange(LARGE), "b": np.arange(12, dtype=np.int16).reshape(6, 2
 def kept(tmp_path):
     """The folder of an index after it was built once."""
     assert_equal(cached(tmp_path, KEY, lambda: ARRAYS))
-    (folder,) = tmp_path.iterdir()  # and nothing temporary beside it
+    (folder,) = kept_in(tmp_path)  # and nothing temporary beside it
     return folder
 
 
@@ -46,7 +46,7 @@ def test_another_key_is_another_index(change, kept):
     other = {"a": np.zeros(LARGE)}
     found = cached(kept.parent, KEY | change, lambda: other)
     assert found["a"].sum() == 0
-    assert len(list(kept.parent.iterdir())) == 2
+    assert len(kept_in(kept.parent)) == 2
     assert_equal(cached(kept.parent, KEY, never))
 
 
@@ -76,7 +76,7 @@ def test_damage_is_noticed_and_mended(damage, kept):
     assert_equal(cached(kept.parent, KEY, lambda: calls.append(1) or ARRAYS))
     assert calls == [1]
     assert_equal(cached(kept.parent, KEY, never))
-    assert list(kept.parent.iterdir()) == [kept]
+    assert kept_in(kept.parent) == [kept]
 
 
 def test_who_has_it_mapped_keeps_it_while_it_is_mended(kept):
@@ -90,7 +90,7 @@ def test_who_comes_second_leaves_a_whole_index_in_its_place(kept):
     """Or a third would find nothing while the two folders change places."""
     before = kept.stat().st_ino
     index_cache.save(kept, json.dumps(KEY), ARRAYS)
-    assert list(kept.parent.iterdir()) == [kept]
+    assert kept_in(kept.parent) == [kept]
     assert kept.stat().st_ino == before
     assert_equal(cached(kept.parent, KEY, never))
 
@@ -98,7 +98,7 @@ def test_who_comes_second_leaves_a_whole_index_in_its_place(kept):
 def test_small_indices_are_not_kept(tmp_path):
     small = {"a": np.arange(LARGE - 1)}
     assert cached(tmp_path / "new", KEY, lambda: small)["a"] is small["a"]
-    assert not list(tmp_path.iterdir())
+    assert not kept_in(tmp_path / "new")
     assert cached(None, KEY, lambda: ARRAYS)["a"] is ARRAYS["a"]
 
 
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(index_cache.np, "save", full)
     assert_equal(cached(tmp_path, KEY, lambda: ARRAYS))
-    assert not list(tmp_path.iterdir())
+    assert not kept_in(tmp_path)
     assert "No space left on device" in caplog.text
 
 
@@ -128,7 +128,7 @@ def test_many_processes_build_at_once(tmp_path):
     for process in processes:
         _, messages = process.communicate(timeout=60)
         assert (process.returncode, messages) == (0, "")
-    assert len(list((tmp_path / "kept").iterdir())) == 20  # one of each key, nothing temporary
+    assert len(kept_in(tmp_path / "kept")) == 20  # one of each key, nothing temporary
 
 
 @pytest.mark.multiprocess
@@ -138,9 +138,10 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path):
     process.kill()
     process.communicate(timeout=60)
     assert list(tmp_path.rglob("a.npy"))
-    assert [folder.name.startswith("partial-") for folder in tmp_path.iterdir()] == [True]
+    assert [folder.name.startswith("partial-") for folder in kept_in(tmp_path)] == [True]
     assert_equal(cached(tmp_path, KEY, lambda: ARRAYS))
     assert_equal(cached(tmp_path, KEY, never))
+    assert len(kept_in(tmp_path)) == 1  # what the killed one has left is removed
 
 
 def test_samples_use_it(tmp_path, monkeypatch):
@@ -157,10 +158,10 @@ def test_samples_use_it(tmp_path, monkeypatch):
             for ours, theirs in zip(samples.index, plain.index, strict=True):
                 assert isinstance(ours.base, np.memmap)
                 np.testing.assert_array_equal(ours, theirs)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(kept_in(tmp_path)) == 6
     streams = [Epochs(lambda _: range(10))]
     blended, again = (Weighted(streams, [1.0], 200, tmp_path) for _ in range(2))
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(kept_in(tmp_path)) == 7
     for ours, theirs in zip(again.index, blended.index, strict=True):
         assert isinstance(ours.base, np.memmap)
         np.testing.assert_array_equal(ours, theirs)
@@ -208,6 +209,10 @@ def start(script, *arguments):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def kept_in(folder):
+    return [path for path in folder.iterdir() if path.name != "lock"]
 
 
 def never():

@@ -62,7 +62,7 @@ def test_a_blend_is_megatrons(split):
         tuple(Part(p.source, split_ranges(meta["split"], p.source.size)[2]) for p in train.parts),
         train.weights,
     )  # fmt: skip
-    stream = open_stream(run, mix, asked[number])
+    stream = open_stream(run, "train" if number == 2 else split, mix, asked[number])
     for ours, name in zip(stream.index, ("dataset_index", "dataset_sample_index"), strict=True):
         assert ours.dtype == golden(name).dtype
         np.testing.assert_array_equal(ours, golden(name))
@@ -119,7 +119,8 @@ def test_a_weighted_blend_takes_its_shares_and_goes_on_for_ever(written):
     train = open_data(run).train
     from_b = [bool(train.stream.row(i)["tokens"][0] >= 5000) for i in range(400)]
     assert sum(from_b) == 100
-    assert train.n_samples == from_b.index(True) + 1 or train.n_samples < 40  # 24 of a, 8 of b
+    new = [train.stream.is_new(i) for i in range(400)]
+    assert sum(new) == 24 + 8  # an epoch of each
     more = open_data(a_run(data, model={"seq_len": 8, "vocab_size": 6000}, train={"steps": 80}))
     for k in range(40):  # more steps have the same beginning
         np.testing.assert_array_equal(more.train.batch(k)["tokens"], train.batch(k)["tokens"])
@@ -141,9 +142,13 @@ def test_a_blend_asked_for_more_than_it_has_is_refused(written):
     path = f"{written('a', [41] * 4)} {written('b', [33], first=50)}"
     data = {"path": path, "split": "1", "epochs": "together"}
     model = {"seq_len": 8, "vocab_size": 6000}
-    with pytest.raises(DataError, match="the blend has 24 samples, and 30 are asked for"):
+    with pytest.raises(DataError, match=r"30 samples are asked for, and the files have \[20, 4\]"):
         open_data(a_run(data, model=model, train={"steps": 3}))
     assert open_data(a_run(data, model=model, train={"steps": 2})).train.n_samples == 20
+    b = written("b", [33] * 2, first=50)
+    data |= {"path": f"{written('a', [41] * 4)} {b}", "split": "1,1"}
+    few = open_data(a_run(data, model=model, train={"steps": 1}))
+    assert few.valid.n_samples < samples_asked(a_run(data), "valid")  # that is no reason to refuse
 
 
 def test_validation_may_have_files_of_its_own(written, tmp_path):
