@@ -44,8 +44,10 @@ class BatchEncoder:
 
 
 def in_threads(encode: ExactBpe, texts: Sequence[str]) -> list[np.ndarray | None]:
+    if (n := threads()) == 1:  # a worker process of a build: a pool would cost it a sixth
+        return [*map(encode, texts)]
     groups = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
-    with ThreadPoolExecutor(threads()) as pool:  # tiktoken lets other threads run while it works
+    with ThreadPoolExecutor(n) as pool:  # tiktoken lets other threads run while it works
         done = pool.map(lambda group: [*map(encode, group)], groups)
         return [*itertools.chain.from_iterable(done)]
 

@@ -44,7 +44,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._names = {id: self.model.id_to_piece(id) for id in range(size)} | self.added
         self._ids = {name: id for id, name in self._names.items()}
         longest_first = sorted(self.added.values(), key=len, reverse=True)
-        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         own = {role: getattr(self.model, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
         own = {role: id for role, id in own.items() if id >= 0}
         super().__init__(1 + max(self._names), config, own)
@@ -57,11 +57,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         # re.split puts the added tokens at the odd places.
-        split = [self._cut.split(text) for text in texts]
+        split = [self._cut.split(text) if self.added else [text] for text in texts]
         between = [part for parts in split for part in parts[::2]]
         encoded = iter(self.model.encode(between, out_type=int, num_threads=threads()))
         joined = (
-            ([self._ids[part]] if n % 2 else next(encoded) for n, part in enumerate(parts))
+            [[self._ids[part]] if n % 2 else next(encoded) for n, part in enumerate(parts)]
             for parts in split
         )
         return [np.array([*itertools.chain(*ids)], np.int32) for ids in joined]
