@@ -66,30 +66,38 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template cannot be read: {error}") from None
-        self.source, self.special = source, dict(special or {})
+        self.special = dict(special or {})
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, *, tools: bool = False) -> "ChatTemplate":
-        """The tokenizer's, or ChatML where it has none. tools: for conversations with tools."""
-        source = named_template(tokenizer.config.get("chat_template"), tools)
+    def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The tokenizer's, or ChatML where it has none."""
+        special = {
+            f"{role}_token": tokenizer.decode([id]) for role, id in tokenizer.special.items()
+        }
+        source = tokenizer.config.get("chat_template")
         if source is None:
-            source = CHATML
-            if lacking := [name for name in CHATML_TOKENS if tokenizer.id_of(name) is None]:
+            source, lacking = CHATML, [t for t in CHATML_TOKENS if tokenizer.id_of(t) is None]
+            if lacking:
                 log.warning(
                     "the tokenizer has no chat template; ChatML is taken, of which it lacks the"
                     " special tokens %s: they are written as ordinary text", " and ".join(lacking),
                 )  # fmt: skip
-        return cls(source, special_names(tokenizer))
+        if not isinstance(source, str):
+            raise DataError(
+                "chat_template of the tokenizer is no text; of several, write one into"
+                " chat_template.jinja beside it"
+            )
+        return cls(source, special)
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = False, **more: Any,
+        add_generation_prompt: bool = False,
     ) -> str:  # fmt: skip
         """The text of a conversation; with add_generation_prompt up to where an assistant begins.
 
-        more: what else the template asks for. Raises DataError where the template refuses.
+        Raises DataError where the template refuses.
         """
-        text = self._marked(messages, tools, add_generation_prompt, datetime.datetime.now(), **more)
+        text = self._marked(messages, tools, add_generation_prompt, datetime.datetime.now())
         return text.replace(BEGIN, "").replace(END, "")
 
     def spans(
@@ -109,12 +117,10 @@ class ChatTemplate:
             text, spans = unmarked(marked)
             before = self._marked(messages[:first], tools, True, TRAINING_DAY) if first else ""
             return text, [span for span in spans if span[0] >= len(unmarked(before)[0])]
-        said = [
-            (i, message) for i, message in enumerate(messages)
-            if i >= first and message["role"] == "assistant"
-        ]  # fmt: skip
         spans = []
-        for i, message in said:
+        for i, message in enumerate(messages):
+            if i < first or message["role"] != "assistant":
+                continue
             prompt = self._marked(messages[:i], tools, True, TRAINING_DAY)
             whole = self._marked(messages[: i + 1], tools, False, TRAINING_DAY)
             if not (marked.startswith(whole) and whole.startswith(prompt)):
@@ -129,14 +135,14 @@ class ChatTemplate:
 
     def _marked(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool,
-        now: datetime.datetime, **more: Any,
+        now: datetime.datetime,
     ) -> str:  # fmt: skip
         given = {
             **self.special, "messages": messages, "tools": tools, "documents": None,
             "add_generation_prompt": prompt, "strftime_now": now.strftime,
         }  # fmt: skip
         try:
-            return self._template.render(**{**given, **more})
+            return self._template.render(given)
         except Exception as error:  # it is a program that anyone may have written
             raise DataError(f"the chat template refuses: {error}") from None
 
@@ -157,9 +163,8 @@ class Generation(ext.Extension):
 
 def unmarked(marked: str) -> tuple[str, list[Span]]:
     """The text without marks, and what was between them."""
-    text, spans = "", []
-    outside, *parts = marked.split(BEGIN)
-    text += outside
+    text, *parts = marked.split(BEGIN)
+    spans = []
     for part in parts:
         inside, _, outside = part.partition(END)
         spans.append((len(text), len(text) + len(inside)))
@@ -172,28 +177,6 @@ def end_of_turn(text: str, message: Message) -> int:
     closed, content = text.rstrip(), (message.get("content") or "").rstrip()
     nothing_closes_it = content and closed.endswith(content)
     return len(text) if nothing_closes_it else len(closed)
-
-
-def named_template(found: Any, tools: bool) -> str | None:
-    """One of several templates that a configuration has by name, as Hugging Face picks it."""
-    if found is None or isinstance(found, str):
-        return found
-    try:
-        by_name = found if isinstance(found, dict) else {t["name"]: t["template"] for t in found}
-        return by_name["tool_use" if tools and "tool_use" in by_name else "default"]
-    except (KeyError, TypeError):
-        raise DataError(
-            "chat_template of the tokenizer is neither a text nor has it one named 'default'"
-        ) from None
-
-
-def special_names(tokenizer: Tokenizer) -> dict[str, str]:
-    """{"bos_token": "<s>"}: of each role for which the tokenizer has one."""
-    names = {}
-    for role, id in tokenizer.special.items():
-        named = tokenizer.config.get(f"{role}_token") or tokenizer.decode([id])
-        names[f"{role}_token"] = named["content"] if isinstance(named, Mapping) else named
-    return names
 
 
 def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

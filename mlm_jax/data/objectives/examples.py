@@ -1,7 +1,6 @@
 """From records to tokens: what a model is given, and what of it it has to learn to write."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,6 @@ import numpy as np
 from mlm_jax.data.objectives.chat import ChatTemplate
 from mlm_jax.data.objectives.records import (
     Choice,
-    Conversation,
     Messages,
     Problems,
     read_conversations,
@@ -21,7 +19,6 @@ from mlm_jax.data.objectives.records import (
 from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import DataError
 
-PROMPT = "{source}\n"  # what stands before the target of a pair
 CHUNK = 1000  # texts that are encoded at once, on all cores
 
 
@@ -40,10 +37,7 @@ class Preference(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Parts of a text, each with whether it is trained; closed: it ends with an EOD, trained too.
-
-    Never empty.
-    """
+    """Parts of a text, each with whether it is trained; closed: an EOD is the end, trained too."""
 
     parts: list[tuple[str, bool]]
     closed: bool
@@ -55,53 +49,29 @@ def chat_examples(file: Path | str, tokenizer: Tokenizer) -> list[Example]:
     What ends its turn is trained too. Raises DataError naming lines where the file is not as it
     should be, or the tokenizer's chat template does not fit a conversation.
     """
-    return conversation_examples(read_conversations(file), tokenizer)
-
-
-def conversation_examples(
-    conversations: Sequence[Conversation], tokenizer: Tokenizer
-) -> list[Example]:
-    template, problems, texts = templates(tokenizer), Problems(), []
-    for where, messages, tools in conversations:
+    template, problems, texts = ChatTemplate.of(tokenizer), Problems(), []
+    for where, messages, tools in read_conversations(file):
         with problems.at(where):
-            texts.append(conversation_text(template(bool(tools)), messages, tools))
+            texts.append(conversation_text(template, messages, tools))
     problems.check()
     return encode(texts, tokenizer)
 
 
-def pair_examples(
-    file: Path | str, tokenizer: Tokenizer, *, prompt: str = PROMPT,
-    languages: tuple[str, str] | None = None,
-) -> list[Example]:  # fmt: skip
-    """Pairs (records.read_pairs): the source in a prompt, then the target and an EOD to be learned.
-
-    prompt: a text with {source} where that goes.
-    """
-    if "{source}" not in prompt:
-        raise DataError(f"prompt={prompt!r} has no place for the source; try {PROMPT!r}")
-    pairs = read_pairs(file, languages=languages)
-    return encode([pair_text(prompt, pair.source, pair.target) for pair in pairs], tokenizer)
+def pair_examples(file: Path | str, tokenizer: Tokenizer) -> list[Example]:
+    """Pairs (records.read_pairs): source and line break, then target and EOD, which are trained."""
+    return encode([pair_text(pair.source, pair.target) for pair in read_pairs(file)], tokenizer)
 
 
-def preference_examples(
-    file: Path | str, tokenizer: Tokenizer, *, prompt: str = PROMPT
-) -> list[Preference]:
+def preference_examples(file: Path | str, tokenizer: Tokenizer) -> list[Preference]:
     """Preferences (records.read_preferences), of which only the answers are trained."""
-    template, problems, texts = templates(tokenizer), Problems(), []
+    template, problems, texts = ChatTemplate.of(tokenizer), Problems(), []
     for choice in read_preferences(file):
         with problems.at(choice.where):
-            texts += [
-                answer_text(choice, answer, template, prompt)
-                for answer in (choice.chosen, choice.rejected)
-            ]
+            answers = choice.chosen, choice.rejected
+            texts += [answer_text(choice, answer, template) for answer in answers]
     problems.check()
     examples = encode(texts, tokenizer)
     return [Preference(*two) for two in zip(examples[::2], examples[1::2], strict=True)]
-
-
-def templates(tokenizer: Tokenizer) -> Callable[[bool], ChatTemplate]:
-    """The tokenizer's template, for conversations with tools or without; compiled once."""
-    return functools.cache(lambda tools: ChatTemplate.of(tokenizer, tools=tools))
 
 
 def conversation_text(
@@ -117,18 +87,15 @@ def conversation_text(
     return Text(parts, closed=False)
 
 
-def pair_text(prompt: str, source: str, target: str) -> Text:
-    parts = [(prompt.replace("{source}", source), False), (target, True)]
-    return Text([(part, trained) for part, trained in parts if part], closed=True)
+def pair_text(source: str, target: str) -> Text:
+    return Text([(f"{source}\n", False), (target, True)], closed=True)
 
 
-def answer_text(
-    choice: Choice, answer: str | Messages, template: Callable[[bool], ChatTemplate], prompt: str
-) -> Text:
+def answer_text(choice: Choice, answer: str | Messages, template: ChatTemplate) -> Text:
     if isinstance(choice.prompt, str):
-        return pair_text(prompt, choice.prompt, str(answer))
-    messages, first = [*choice.prompt, *answer], len(choice.prompt)
-    return conversation_text(template(bool(choice.tools)), messages, choice.tools, first)
+        return pair_text(choice.prompt, str(answer))
+    messages = [*choice.prompt, *answer]
+    return conversation_text(template, messages, choice.tools, first=len(choice.prompt))
 
 
 def encode(texts: Sequence[Text], tokenizer: Tokenizer) -> list[Example]:
@@ -138,37 +105,27 @@ def encode(texts: Sequence[Text], tokenizer: Tokenizer) -> list[Example]:
     the rest of them is taken for the next: the pieces of SentencePiece differ at the beginning of a
     text. Otherwise a token would reach over the edge, and each part is encoded by itself.
     """
-    eod = tokenizer.eod_id
-    if eod is None and any(text.closed for text in texts):
+    if tokenizer.eod_id is None and any(text.closed for text in texts):
         known = ", ".join(END_OF_DOCUMENT)
         raise DataError(f"targets end with an EOD, the tokenizer has none of {known}")
-    return [
-        example
-        for begin in range(0, len(texts), CHUNK)
-        for example in _encode_chunk(texts[begin : begin + CHUNK], tokenizer, eod)
-    ]
+    chunks = (texts[begin : begin + CHUNK] for begin in range(0, len(texts), CHUNK))
+    return [example for chunk in chunks for example in _encode_chunk(chunk, tokenizer)]
 
 
-def _encode_chunk(texts: Sequence[Text], tokenizer: Tokenizer, eod: int | None) -> list[Example]:
-    def encoded(pieces: list[str]) -> Iterator[np.ndarray]:
-        return (np.asarray(ids, np.int32) for ids in tokenizer.encode_many(pieces))
-
-    alone = encoded([part for text in texts for part, _ in text.parts])
-    joined = encoded([a + b for text in texts for (a, _), (b, _) in pairwise(text.parts)])
+def _encode_chunk(texts: Sequence[Text], tokenizer: Tokenizer) -> list[Example]:
+    neighbours = [(a, b) for text in texts for (a, _), (b, _) in pairwise(text.parts)]
+    alone = iter(tokenizer.encode_many([part for text in texts for part, _ in text.parts]))
+    joined = iter(tokenizer.encode_many([a + b for a, b in neighbours]))
     examples = []
     for text in texts:
-        pieces, before = [], None
-        for _ in text.parts:
-            piece = ids = next(alone)
-            if before is not None:
-                both, n = next(joined), len(before)
-                piece = both[n:] if np.array_equal(both[:n], before) else ids
-            pieces.append(piece)
-            before = ids
-        trained = [is_trained for _, is_trained in text.parts]
-        if text.closed and eod is not None:
-            pieces.append(np.array([eod], np.int32))
+        ids = [next(alone) for _ in text.parts]
+        pieces, trained = ids[:1], [is_trained for _, is_trained in text.parts]
+        for before, after in pairwise(ids):
+            both, n = next(joined), len(before)
+            pieces.append(both[n:] if np.array_equal(both[:n], before) else after)
+        if text.closed:
+            pieces.append(np.array([tokenizer.eod_id]))
             trained.append(True)
-        lengths = [len(piece) for piece in pieces]
-        examples.append(Example(np.concatenate(pieces), np.repeat(trained, lengths)))
+        tokens = np.concatenate(pieces, dtype=np.int32)
+        examples.append(Example(tokens, np.repeat(trained, [len(piece) for piece in pieces])))
     return examples

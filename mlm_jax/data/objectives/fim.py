@@ -37,48 +37,32 @@ class FimTokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fim:
-    """rate: share of documents rearranged; spm_rate: share of these with the suffix first.
-
-    split: id of a token between the files of a repository: each file is rearranged by itself, a
-    share fragment_rate of those in a document that `rate` picked (Megatron's fim_split_sample).
-    no_prefix: texts that begin with it stay as they are.
-    """
+    """rate: share of documents rearranged; spm_rate: share of these with the suffix first."""
 
     tokenizer: Tokenizer
     tokens: FimTokens
     rate: float = 0.5
     spm_rate: float = 0.5
-    split: int | None = None
-    fragment_rate: float = 0.5
-    no_prefix: str | None = None
 
     def __post_init__(self):
-        for name in ("rate", "spm_rate", "fragment_rate"):
+        for name in ("rate", "spm_rate"):
             if not 0 <= (share := getattr(self, name)) <= 1:
-                raise DataError(f"{name}={share} of fill-in-the-middle; give a share from 0 to 1")
+                raise DataError(f"data.fim_{name}={share}; give a share from 0 to 1")
 
 
 def fim_tokens(tokenizer: Tokenizer, names: str | None = None) -> FimTokens:
     """The ids of 'prefix,middle,suffix,pad'; names None: of the first set in NAMES that is there.
 
-    Raises DataError with what the tokenizer lacks.
+    Raises DataError where the tokenizer lacks one.
     """
-    if names is not None:
-        wanted = tuple(name.strip() for name in names.split(","))
-        if len(wanted) != 4:
-            raise DataError(f"data.fim_tokens={names!r}: give four, 'prefix,middle,suffix,pad'")
-        ids = [tokenizer.id_of(name) for name in wanted]
-        if lacking := [name for name, id in zip(wanted, ids, strict=True) if id is None]:
-            raise DataError(f"data.fim_tokens={names!r}: the tokenizer lacks {', '.join(lacking)}")
-        return FimTokens(*(id for id in ids if id is not None))
-    for known in NAMES:
-        ids = [id for id in map(tokenizer.id_of, known) if id is not None]
-        if len(ids) == 4:
+    for four in [tuple(map(str.strip, names.split(",")))] if names else NAMES:
+        ids = [id for id in map(tokenizer.id_of, four) if id is not None]
+        if len(ids) == len(four) == 4:
             return FimTokens(*ids)
     sets = "; ".join(", ".join(known) for known in NAMES)
     raise DataError(
-        "the tokenizer lacks tokens for fill-in-the-middle; set data.fim_tokens to the names of"
-        f" four that it has, or take one with a whole set of these: {sets}"
+        f"the tokenizer lacks tokens for fill-in-the-middle (data.fim_tokens={names}); name four"
+        f" that it has, 'prefix,middle,suffix,pad', or take one with a whole set of these: {sets}"
     )
 
 
@@ -95,54 +79,34 @@ def fill_in_the_middle(
     drops the EOD of an empty document, puts an empty example behind a sample that ends with an EOD,
     and replaces a character whose bytes the sample's edge has cut; such a stretch is kept as it is.
     """
-    room = sum(map(len, pieces))
+    room, eod = sum(map(len, pieces)), fim.tokenizer.eod_id
     rearranged: list[np.ndarray] = []
     for piece in pieces:
-        parts = [_rearranged(part, rng, fim) for part in _split(piece, fim.tokenizer.eod_id)]
-        new = np.concatenate([np.zeros(0, np.int32), *parts])[:room]
-        room -= len(new)
-        if len(new):
-            rearranged.append(new)
+        cuts = [cut for i in np.flatnonzero(piece == eod) for cut in (i, i + 1)]
+        parts = [part for part in np.split(np.asarray(piece, np.int32), cuts) if len(part)]
+        new = [part if part[0] == eod else _permuted(part, rng, fim) for part in parts]
+        if new and room:
+            rearranged.append(np.concatenate(new)[:room])
+            room -= len(rearranged[-1])
     if room:
         rearranged.append(np.full(room, fim.tokens.pad, np.int32))
     return rearranged, room
 
 
-def _split(tokens: np.ndarray, separator: int | None) -> list[np.ndarray]:
-    """The stretches between separators, and each separator as a stretch of its own; none empty."""
-    at = np.flatnonzero(tokens == separator) if separator is not None else []
-    cuts = [cut for i in at for cut in (i, i + 1)]
-    return [part for part in np.split(np.asarray(tokens, np.int32), cuts) if len(part)]
-
-
-def _rearranged(part: np.ndarray, rng: np.random.RandomState, fim: Fim) -> np.ndarray:
-    if part[0] == fim.tokenizer.eod_id:
-        return part
-    if fim.split is None or fim.split not in part:
-        return _permuted(part, rng, fim, fim.rate)
-    if not rng.binomial(1, fim.rate):
-        return part
-    files = _split(part, fim.split)
-    return np.concatenate([
-        file if file[0] == fim.split else _permuted(file, rng, fim, fim.fragment_rate)
-        for file in files
-    ])  # fmt: skip
-
-
-def _permuted(tokens: np.ndarray, rng: np.random.RandomState, fim: Fim, rate: float) -> np.ndarray:
+def _permuted(tokens: np.ndarray, rng: np.random.RandomState, fim: Fim) -> np.ndarray:
     """Prefix, suffix, middle (PSM); or the suffix first, as the paper's second variant of SPM."""
-    if not rng.binomial(1, rate):
+    if not rng.binomial(1, fim.rate):
         return tokens
     text = fim.tokenizer.decode(tokens)
-    if BROKEN in text or (fim.no_prefix and text.startswith(fim.no_prefix)):
+    if BROKEN in text:
         return tokens
     first, second = sorted(rng.randint(0, len(text) + 1, size=2).tolist())
-    prefix, middle, suffix = (
-        fim.tokenizer.encode(part) for part in (text[:first], text[first:second], text[second:])
+    prefix, middle, suffix = map(
+        fim.tokenizer.encode, (text[:first], text[first:second], text[second:])
     )
     ids = fim.tokens
     if rng.binomial(1, fim.spm_rate):
-        order = [[ids.prefix, ids.suffix], suffix, [ids.middle], prefix, middle]
+        order = [ids.prefix, ids.suffix, *suffix, ids.middle, *prefix, *middle]
     else:
-        order = [[ids.prefix], prefix, [ids.suffix], suffix, [ids.middle], middle]
-    return np.concatenate(order).astype(np.int32)
+        order = [ids.prefix, *prefix, ids.suffix, *suffix, ids.middle, *middle]
+    return np.array(order, np.int32)

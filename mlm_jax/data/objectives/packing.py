@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -16,37 +15,36 @@ log = logging.getLogger(__name__)
 class PackedExamples:
     """Rows of seq_len tokens: a pure function of (examples, seed).
 
-    seed: of the order in which examples are packed; None: as they come.
-    too_long: what becomes of an example that does not fit into a row by itself; "truncate" keeps
-    its beginning.
-    n_truncated, n_dropped: how many lost their end, or all. Dropped is also what has nothing left
-    to learn: no token is trained, or none behind the first.
+    seed: of the order in which examples are packed; None: as they come. An example too long for a
+    row loses its end; without a token to learn (the first is never predicted) it is left out.
     order [n]: the examples that are packed, in that order; bins: those of each row.
 
     Raises DataError where none is left.
     """
 
     def __init__(
-        self, examples: Sequence[Example], seq_len: int, *, pad_id: int = 0,
-        seed: int | None = None, too_long: Literal["truncate", "drop"] = "truncate",
-    ):  # fmt: skip
+        self, examples: Sequence[Example], seq_len: int, *, pad_id: int = 0, seed: int | None = None
+    ):
         self.examples, self.seq_len, self.pad_id = examples, seq_len, pad_id
-        long = np.array([len(example.tokens) - 1 > seq_len for example in examples], bool)
-        keep = np.array([example.trained[1 : seq_len + 1].any() for example in examples], bool)
-        if too_long == "drop":
-            keep &= ~long
-        self.n_dropped, self.n_truncated = int((~keep).sum()), int((keep & long).sum())
-        self.order = np.flatnonzero(keep)
+        keep = [example.trained[1 : seq_len + 1].any() for example in examples]
+        self.order, n = np.flatnonzero(keep), len(examples)
         if not len(self.order):
             raise DataError(
-                f"of {len(examples)} examples none has a token to learn within {seq_len} tokens;"
-                " raise model.seq_len, or look at what is trained"
+                f"of {n} examples none has a token to learn within {seq_len} tokens; raise"
+                " model.seq_len, or look at what is trained"
             )
-        self._report()
         if seed is not None:
             np.random.RandomState(seed).shuffle(self.order)
-        lengths = [min(len(examples[i].tokens) - 1, seq_len) for i in self.order.tolist()]
-        self.bins = [self.order[bin] for bin in first_fit(lengths, seq_len)]
+        lengths = np.array([len(examples[i].tokens) - 1 for i in self.order.tolist()])
+        if long := np.count_nonzero(lengths > seq_len):
+            log.warning("%d of %d examples lose their end at model.seq_len=%d", long, n, seq_len)
+        if left_out := n - len(self.order):
+            log.warning(
+                "%d of %d examples are left out: no token to learn within model.seq_len=%d",
+                left_out, n, seq_len,
+            )  # fmt: skip
+        fitting = np.minimum(lengths, seq_len).tolist()
+        self.bins = [self.order[bin] for bin in first_fit(fitting, seq_len)]
 
     def __len__(self) -> int:
         return len(self.bins)
@@ -54,19 +52,6 @@ class PackedExamples:
     def row(self, i: int) -> Row:
         """Row i, as `pack` makes it."""
         return pack([self.examples[k] for k in self.bins[i]], self.seq_len, self.pad_id)
-
-    def _report(self) -> None:
-        n = len(self.examples)
-        if self.n_truncated:
-            log.warning(
-                "%d of %d examples are longer than model.seq_len=%d: they lose their end",
-                self.n_truncated, n, self.seq_len,
-            )  # fmt: skip
-        if self.n_dropped:
-            log.warning(
-                "%d of %d examples are left out: too long for model.seq_len=%d, or without a token"
-                " to learn", self.n_dropped, n, self.seq_len,
-            )  # fmt: skip
 
 
 def pack(examples: Iterable[Example], seq_len: int, pad_id: int = 0) -> Row:
@@ -81,8 +66,7 @@ def pack(examples: Iterable[Example], seq_len: int, pad_id: int = 0) -> Row:
     tokens[:], targets[:], begin, segment = pad_id, pad_id, 0, -1
     for segment, (ids, trained) in enumerate(examples):
         n = min(len(ids) - 1, seq_len)
-        if (end := begin + n) > seq_len:
-            raise DataError(f"examples of {end} tokens do not fit into a row of {seq_len}")
+        end = begin + n
         tokens[begin:end], targets[begin:end] = ids[:n], ids[1 : n + 1]
         weights[begin:end], segments[begin:end] = trained[1 : n + 1], segment
         positions[begin:end] = np.arange(n)
@@ -96,15 +80,13 @@ def pack(examples: Iterable[Example], seq_len: int, pad_id: int = 0) -> Row:
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[np.ndarray]:
-    """Which items share a bin: each goes into the first that has room for it, or into a new one.
+    """Which items (lengths 0 to capacity) share a bin: each is in the first that had room for it.
 
     int64 arrays of places in `lengths`, ascending. At most 1.7 times as many bins as are needed
     (Dosa and Sgall 2013). A tree over the bins holds the most room below each node, so that the
     first with enough is found in O(log n).
     """
     n = len(lengths)
-    if n and not 0 <= min(lengths) <= max(lengths) <= capacity:
-        raise DataError(f"a length of {max(lengths)} does not fit into a bin of {capacity}")
     leaves = 1 << max(n - 1, 0).bit_length()  # never more bins than items
     room = [capacity] * (2 * leaves)  # of node i the children are 2 i and 2 i + 1
     bins: list[list[int]] = []

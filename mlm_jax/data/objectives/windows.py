@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mlm_jax.errors import DataError
 
@@ -63,3 +64,9 @@ def prefix_lm(
     at = np.arange(T)
     weights = (at + 1 >= length).astype(np.float32)  # token t predicts token t + 1
     return {"tokens": tokens[:-1], "targets": tokens[1:], "weights": weights, "prefix": at < length}
+
+
+def padded(values: ArrayLike, length: int, padding: int = 0) -> np.ndarray:
+    """int32 [length]: values [n], filled up at the end."""
+    values = np.asarray(values, np.int32)
+    return np.pad(values, (0, length - len(values)), constant_values=padding)

@@ -3,14 +3,12 @@
 tiktoken merges any two neighbours that together are a token, by the rank of that token alone, where
 `tokenizers` has a list of pairs. `exact_bpe` gives an encoder only where both are the same.
 
-1. Merging. Take a token alone as a word, and merge by the list. Within any longer word the same
-   bytes go through the same steps, until a merge goes across their ends: for at each step the first
-   pair of the word, where it lies in these bytes, is their own first pair. So if two neighbours
-   together are a token, that token alone goes through these two parts too. If it comes out whole,
-   the pair is in the list: both merge, at the same rank. If it does not come out whole, tiktoken
-   must not know it, unless as a whole word (`ignore_merges`), which is harmless where it ends in
-   three parts or more, as then no two neighbours ever are this token. That each token comes out
-   whole is tried, for all of them, with `tokenizers` itself.
+1. Merging. Any bytes go through the same steps alone as within a longer word (tiktoken_file.merges
+   says why). So if two neighbours together are a token, that token alone goes through these two
+   parts. If it comes out whole, the pair is in the list: both merge, at the same rank. If it does
+   not, tiktoken must not know it, unless as a whole word (`ignore_merges`), which is harmless where
+   it ends in three parts or more, as then no two neighbours ever are this token. That each token
+   comes out whole is tried, for all of them, with `tokenizers` itself.
 2. Cutting into words. Only patterns known to mean the same to both regex engines (split_patterns),
    and only if both put the same characters into the pattern's classes, which is tried for every
    character there is: versions of Unicode differ.
@@ -18,7 +16,6 @@ tiktoken merges any two neighbours that together are a token, by the rank of tha
 """
 
 import functools
-import importlib.metadata
 import itertools
 import json
 import re
@@ -36,9 +33,8 @@ try:
 except ImportError:  # it is optional
     tiktoken: Any = None
 
+EXTRAS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 SPLITS = (GPT2, CL100K, LLAMA3, O200K, PYTHON)
-# Older versions take the square of a word's length, or panic at a million spaces.
-LEAST_VERSION = (0, 13)
 # tiktoken seeks special tokens in a text even if none is allowed; with none at all it stops at each
 # character, which is slow. This is one that it does not find.
 NONE_SUCH = "\0<none such>"
@@ -69,20 +65,17 @@ class ExactBpe:
 
 def exact_bpe(backend: tokenizers.Tokenizer) -> ExactBpe | None:
     """The faster encoder of this backend; None where it might differ, or tiktoken is missing."""
-    if tiktoken is None or version("tiktoken") < LEAST_VERSION:
+    if tiktoken is None:
         return None
     state = json.loads(backend.to_str())
-    split = split_of(state["pre_tokenizer"])
-    if state["normalizer"] or split not in SPLITS or not plain(state["model"]):
+    model, split = state["model"], split_of(state["pre_tokenizer"])
+    plain = model["type"] == "BPE" and not any(model[extra] for extra in EXTRAS)
+    if state["normalizer"] or split not in SPLITS or not plain:
         return None
-    tokens = tokens_in_order(state["model"])
+    tokens = tokens_in_order(model)
     if tokens is None or not all(map(same_characters, classes(split))):
         return None
     return ExactBpe(tokens, split, [token["content"] for token in state["added_tokens"]])
-
-
-def version(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
 
 
 def split_of(pre_tokenizer: dict[str, Any] | None) -> str | None:
@@ -93,23 +86,13 @@ def split_of(pre_tokenizer: dict[str, Any] | None) -> str | None:
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": pattern},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
+                {"type": "Split", "pattern": {"Regex": pattern},
+                 "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
-        }:
+        }:  # fmt: skip
             return pattern
     return None
-
-
-def plain(model: dict[str, Any]) -> bool:
-    """Whether this is BPE and nothing else."""
-    extras = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    return model["type"] == "BPE" and not any(model[extra] for extra in extras)
 
 
 def tokens_in_order(model: dict[str, Any]) -> dict[bytes, int] | None:

@@ -1,7 +1,6 @@
 """tiktoken's files: a line for each token, its bytes in base64 and its rank."""
 
 import base64
-import binascii
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from mlm_jax.data.tokenizer.byte_level import byte_level_backend, characters
-from mlm_jax.data.tokenizer.settings import added_tokens
 from mlm_jax.data.tokenizer.split_patterns import CL100K, GPT2, LLAMA3, O200K, for_oniguruma
-from mlm_jax.data.tokenizer.vocabulary_files import extend, with_specials
+from mlm_jax.data.tokenizer.vocabulary_files import extend, marked
 from mlm_jax.errors import DataError
 
 
@@ -37,16 +35,14 @@ def read_tiktoken(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer
     if not split:
         known = ", ".join(f"{p.name} ({n})" for n, p in PUBLISHED.items())
         raise DataError(
-            f"{file}: has {len(ranks)} ranks, so that how it cuts words is not known; put pat_str"
-            f" (and added_tokens_decoder) into tokenizer_config.json beside it. Known: {known}"
+            f"it has {len(ranks)} ranks, so that how it cuts words is not known; put pat_str (and"
+            f" added_tokens_decoder) into tokenizer_config.json beside it. Known: {known}"
         )
     vocab = {characters(token): rank for token, rank in ranks.items()}
-    if added_tokens(config):
-        extend(vocab, config)
-    else:
+    if not config.get("added_tokens_decoder"):
         vocab |= published.special
-    backend = byte_level_backend(vocab, merges(ranks), split, ignore_merges=True)
-    return with_specials(backend, config, published.special)
+    added = extend(vocab, config, published.special)
+    return marked(byte_level_backend(vocab, merges(ranks), split, ignore_merges=True), added)
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:
@@ -56,23 +52,18 @@ def read_ranks(file: Path) -> dict[bytes, int]:
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
+        here = f"line {number}: {line[:60]!r}"
         try:
             word, digits = line.split()
             token, rank = base64.b64decode(word, validate=True), int(digits)
-        except (ValueError, binascii.Error):
-            raise DataError(
-                f"{file}:{number}: {line[:60]!r} is no token in base64 with its rank, as 'IQ== 0'"
-            ) from None
+        except ValueError:
+            raise DataError(f"{here} is no token in base64 with its rank, as 'IQ== 0'") from None
         if token in ranks or rank in seen:
-            raise DataError(
-                f"{file}:{number}: {line[:60]!r} repeats a token or a rank; each must be there once"
-            )
+            raise DataError(f"{here} repeats a token or a rank; each must be there once")
         ranks[token] = rank
         seen.add(rank)
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise DataError(
-            f"{file}: lacks the bytes {missing[:8]}; all 256 must be there, or a text is lost"
-        )
+        raise DataError(f"it lacks the bytes {missing[:8]}; without all 256 a text is lost")
     return ranks
 
 
@@ -85,8 +76,8 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
     ones that it is ever made from; and a token that alone does not come out whole is never made,
     but only found as a whole word (`ignore_merges`).
     """
-    pairs = ((token, last_pair(token, ranks)) for token in sorted(ranks, key=ranks.__getitem__))
-    return [(characters(pair[0]), characters(pair[1])) for _, pair in pairs if pair]
+    pairs = (last_pair(token, ranks) for token in sorted(ranks, key=ranks.__getitem__))
+    return [(characters(pair[0]), characters(pair[1])) for pair in pairs if pair]
 
 
 def last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:

@@ -22,13 +22,11 @@ def read_merges(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """GPT-2's vocab.json and merges.txt, given either; gpt2-vocab.json and gpt2-merges.txt too."""
     name = file.name.removesuffix("vocab.json").removesuffix("merges.txt")
     both = [file.with_name(name + kind) for kind in ("vocab.json", "merges.txt")]
-    for one, other in zip(both, both[::-1], strict=True):
-        if not one.is_file():
-            raise DataError(f"{one}: no such file; {other.name} needs it, or give a tokenizer.json")
+    if lacking := [one.name for one in both if not one.is_file()]:
+        raise DataError(f"{lacking[0]} is not beside it; add it, or give a tokenizer.json")
     vocab, merges = models.BPE.read_file(*map(str, both))
-    extend(vocab, config)
-    backend = byte_level_backend(vocab, merges, GPT2)
-    return with_specials(backend, config, END_OF_DOCUMENT)
+    added = extend(vocab, config, END_OF_DOCUMENT)
+    return marked(byte_level_backend(vocab, merges, GPT2), added)
 
 
 def read_wordpiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -41,18 +39,14 @@ def read_wordpiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenize
     for number, line in enumerate(file.read_bytes().decode().split("\n"), start=1):
         token = line.rstrip("\r")
         if token in vocab:
-            raise DataError(
-                f"{file}:{number}: {token!r} is there twice; each token has a line of its own"
-            )
+            raise DataError(f"line {number}: {token!r} is there twice; give each a line of its own")
         if token:
             vocab[token] = number - 1
     if BERT["unk"] not in vocab:
-        raise DataError(
-            f"{file}: this tokenizer cannot be read: no line is [UNK], as in BERT's vocab.txt"
-        )
+        raise DataError("no line is [UNK], as in BERT's vocab.txt")
     ordinary = (token for token in vocab if not token.startswith("["))
     lowercase = config.get("do_lower_case", all(token == token.lower() for token in ordinary))
-    extend(vocab, config)
+    added = extend(vocab, config, BERT.values())
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=BERT["unk"]))
     backend.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase,
@@ -61,7 +55,7 @@ def read_wordpiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Tokenize
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    return with_specials(backend, config, BERT.values())
+    return marked(backend, added)
 
 
 def bytes_backend() -> tokenizers.Tokenizer:
@@ -72,29 +66,33 @@ def bytes_backend() -> tokenizers.Tokenizer:
     return backend
 
 
-def extend(vocab: dict[str, int], config: Mapping[str, Any]) -> None:
-    """Gives the config's added tokens the ids that it names, between which there may be gaps."""
+def extend(
+    vocab: dict[str, int], config: Mapping[str, Any], known: Iterable[str]
+) -> list[tokenizers.AddedToken]:
+    """The config's added tokens, which get the ids that it names; else the known in the vocabulary.
+
+    Raises DataError where such an id is that of another token.
+    """
     names = {id: name for name, id in vocab.items()}
-    for id, token in added_tokens(config).items():
+    added = added_tokens(config)
+    for id, token in added.items():
         if (name := names.get(id, token.content)) != token.content:
             raise DataError(
                 f"id {id} is {name!r} in the vocabulary, but {token.content!r} in"
                 " tokenizer_config.json; one of the two is of another tokenizer"
             )
         vocab[token.content] = id
+    return list(added.values()) or [
+        tokenizers.AddedToken(name, special=True, normalized=False)
+        for name in known
+        if name in vocab
+    ]
 
 
-def with_specials(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], known: Iterable[str]
+def marked(
+    backend: tokenizers.Tokenizer, added: Iterable[tokenizers.AddedToken]
 ) -> tokenizers.Tokenizer:
-    """Marks the config's added tokens, else those of the known names that are in the vocabulary.
-
-    Marked tokens are found in a text before it is cut into words.
-    """
-    added = list(added_tokens(config).values())
-    if not added:
-        exist = (name for name in known if backend.token_to_id(name) is not None)
-        added = [tokenizers.AddedToken(name, special=True, normalized=False) for name in exist]
+    """With tokens that are found in a text before it is cut into words."""
     for token in added:
         (backend.add_special_tokens if token.special else backend.add_tokens)([token])
     return backend

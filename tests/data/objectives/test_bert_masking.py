@@ -12,11 +12,9 @@ from mlm_jax.data.objectives.bert_masking import (
     bert_row,
     bert_tokens,
     mask_words,
-    picked_spans,
-    prediction_budget,
     sentence_pair,
-    whole_words,
-)  # fmt: skip
+)
+from mlm_jax.data.objectives.masked_words import picked_spans, whole_words
 from mlm_jax.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/objectives/masked.json").read_text())
@@ -67,18 +65,22 @@ def test_whole_words_and_nothing_special():
     assert whole_words(tokens[:3], each) == [[0], [1], [2]]
 
 
-def test_the_budget():
-    assert prediction_budget(100, 509, 0.15) == 15
-    assert prediction_budget(3, 509, 0.15) == 1
-    assert prediction_budget(512, 509, 0.15) == 0.15 * 509  # 76: at most so many are predicted
+@pytest.mark.parametrize(
+    ("n", "target_length", "most"),
+    [(100, 509, 15), (3, 509, 1), (512, 509, 76)],  # rounded, at least one, at most 0.15 * 509
+)
+def test_the_budget(n, target_length, most):
+    tokens, rng = np.full(n, 6), np.random.RandomState(0)
+    limits = {"target_length": target_length, "rate": 0.15, "max_ngram": 1}
+    assert len([*picked_spans(tokens, CONTINUES, rng, **limits)]) == most
 
 
 def test_masks_are_80_10_10_of_15_percent():
     rng = np.random.RandomState(0)
     tokens = rng.randint(6, 64, 200_000).astype(np.int32)
-    words = [[i] for i in range(len(tokens))]
     ids = IDS._replace(vocab_size=30_000)
-    hidden, predicted = mask_words(tokens, words, 0.15 * len(tokens), rng, ids, max_ngram=1)
+    spans = ([place] for place in range(30_000))
+    hidden, predicted = mask_words(tokens, spans, rng, ids)
     assert predicted.sum() == 30_000
     np.testing.assert_array_equal(hidden[~predicted], tokens[~predicted])
     hidden, tokens = hidden[predicted], tokens[predicted]
@@ -91,22 +93,24 @@ def test_masks_are_80_10_10_of_15_percent():
     ("geometric", "odds"), [(False, [6 / 11, 3 / 11, 2 / 11]), (True, [0.2, 0.16, 0.64])]
 )
 def test_sizes_of_ngrams(geometric, odds):
-    words = [[i] for i in range(3_000)]
-    rng, sizes = np.random.RandomState(0), []
+    tokens, rng, sizes = np.full(3_000, 6), np.random.RandomState(0), []
+    limits = {"target_length": 3_000, "rate": 0.01, "max_ngram": 3, "geometric": geometric}
     for _ in range(400):  # few of many, so that they hardly meet
-        sizes += map(len, picked_spans(words, 30, rng, max_ngram=3, geometric=geometric))
+        sizes += map(len, picked_spans(tokens, CONTINUES, rng, **limits))
     shares = np.bincount(sizes, minlength=4)[1:] / len(sizes)
     np.testing.assert_allclose(shares, odds, atol=0.05)
 
 
 def test_spans_are_apart_within_the_budget_and_whole():
-    words = whole_words(np.concatenate(SENTENCES), CONTINUES)
+    tokens = np.concatenate(SENTENCES)
+    words = whole_words(tokens, CONTINUES)
     word_of = {place: w for w, places in enumerate(words) for place in places}
     rng = np.random.RandomState(1)
-    for budget in (1, 2.4, 10, 100, 10_000):
-        spans = list(picked_spans(words, budget, rng, max_ngram=3))
+    for rate in (0, 0.01, 0.15, 0.5, 1):
+        limits = {"target_length": len(tokens), "rate": rate, "max_ngram": 3}
+        spans = list(picked_spans(tokens, CONTINUES, rng, **limits))
         places = [place for span in spans for place in span]
-        assert len(places) == len(set(places)) <= budget
+        assert len(places) == len(set(places)) <= rate * len(tokens)
         for span in spans:
             assert 1 <= len({word_of[place] for place in span}) <= 3
             assert all(set(words[word_of[place]]) <= set(span) for place in span)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlm_jax.data.objectives import chat
-from mlm_jax.data.objectives.chat import CHATML, ChatTemplate, special_names
+from mlm_jax.data.objectives.chat import CHATML, ChatTemplate
 from mlm_jax.data.objectives.examples import conversation_text, encode
 from mlm_jax.data.tokenizer.fast import FastTokenizer
 from mlm_jax.data.tokenizer.training import train_bpe
@@ -39,7 +39,7 @@ def tokenizer():
 @pytest.mark.parametrize("tags", [False, True], ids=["by prefixes", "by tags"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['template']} {c['conversation']}")
 def test_equals_hugging_face(case, tags, tokenizer):
-    template = ChatTemplate(tagged(TEMPLATES[case["template"]], tags), special_names(tokenizer))
+    template = ChatTemplate(tagged(TEMPLATES[case["template"]], tags), NAMES)
     messages = CONVERSATIONS[case["conversation"]]["messages"]
     tools = CONVERSATIONS[case["conversation"]].get("tools")
     if "error" in case:
@@ -111,33 +111,16 @@ def test_chatml_keeps_tools_and_calls():
     assert last == "It is 3.<|im_end|>"
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"chat_template": "one"}, ("one", "one")),
-        ({"chat_template": [{"name": "default", "template": "a"}]}, ("a", "a")),
-        ({"chat_template": {"default": "a", "tool_use": "b"}}, ("a", "b")),
-    ],
-)
-def test_the_template_of_a_tokenizer(config, expected):
-    tokenizer = SimpleNamespace(config=config, special={})
-    got = [ChatTemplate.of(tokenizer, tools=tools).render([]) for tools in (False, True)]
-    assert tuple(got) == expected
+def test_the_template_of_a_tokenizer_knows_its_special_tokens():
+    config = {"chat_template": "{{ bos_token }}{{ unk_token is defined }}"}
+    tokenizer = SimpleNamespace(config=config, special={"bos": 1}, decode=lambda ids: f"<{ids[0]}>")
+    assert ChatTemplate.of(tokenizer).render([]) == "<1>False"
 
 
-@pytest.mark.parametrize("found", [7, [], {"tool_use": "b"}, ["a"]])
+@pytest.mark.parametrize("found", [7, [], {"tool_use": "b"}, [{"name": "a", "template": "b"}]])
 def test_a_strange_configuration_is_refused(found):
-    with pytest.raises(DataError, match="neither a text nor has it one named 'default'"):
+    with pytest.raises(DataError, match="no text; of several, write one into chat_template"):
         ChatTemplate.of(SimpleNamespace(config={"chat_template": found}, special={}))
-
-
-def test_special_tokens_have_the_names_of_the_configuration():
-    tokenizer = SimpleNamespace(
-        special={"bos": 1, "eos": 2, "unk": 3},
-        config={"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}},
-        decode=lambda ids: f"<{ids[0]}>",
-    )
-    assert special_names(tokenizer) == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<3>"}
 
 
 ONLY_LAST = "{% for m in messages %}{% if loop.last %}(last){% endif %}{{ m.content }}{% endfor %}"

@@ -96,10 +96,6 @@ def test_pairs(tokenizer, write):
     first, second = pair_examples(file, tokenizer)
     assert pieces(first, tokenizer) == [("one two\n", False), ("un deux<|endoftext|>", True)]
     assert pieces(second, tokenizer) == [("{x}\n", False), ("<|endoftext|>", True)]
-    first, _ = pair_examples(file, tokenizer, prompt="English: {source}\nFrench:")
-    assert pieces(first, tokenizer)[0] == ("English: one two\nFrench:", False)
-    with pytest.raises(DataError, match="prompt='French:' has no place for the source; try"):
-        pair_examples(file, tokenizer, prompt="French:")
 
 
 def test_preferences(tokenizer, write):

@@ -14,9 +14,8 @@ from mlm_jax.errors import DataError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data"
 TEXTS = [json.loads(line)["text"] for line in (GOLDEN / "prose_b.jsonl").open()]
-SPECIAL = ("<|endoftext|>", *NAMES[0], "<file_sep>")
-TOKENIZER = train_bpe(TEXTS[:4], 600, SPECIAL)
-IDS, EOD, FILE = FimTokens(1, 2, 3, 4), 0, 5
+TOKENIZER = train_bpe(TEXTS[:4], 600, ("<|endoftext|>", *NAMES[0]))
+IDS, EOD = FimTokens(1, 2, 3, 4), 0
 WORDS = "def f(x):\n    return 'naïve' + \"漢字\"  # 🙂\n" * 3
 
 
@@ -55,14 +54,11 @@ def test_the_text_comes_back(spm_rate, seed):
     texts=st.lists(st.text("ab \n(漢", min_size=1, max_size=30), min_size=1, max_size=5),
     seed=st.integers(0, 10_000),
     rate=st.sampled_from([0, 0.5, 1]),
-    files=st.booleans(),
 )
-def test_equals_megatron_where_documents_end_with_eod(texts, seed, rate, files):
+def test_equals_megatron_where_documents_end_with_eod(texts, seed, rate):
     pieces = documents(*texts)
-    if files:
-        pieces[0] = np.concatenate([pieces[0][:-1], [FILE], pieces[-1][:-1], [FILE], [9], [EOD]])
     pieces[-1] = pieces[-1][:-1]  # a sample ends within a document
-    given = fim(rate=rate, split=FILE, fragment_rate=0.7, no_prefix="aa")
+    given = fim(rate=rate)
     got, padding = fill_in_the_middle(pieces, np.random.RandomState(seed), given)
     expected = megatron_sample(np.concatenate(pieces), np.random.RandomState(seed), given)
     np.testing.assert_array_equal(np.concatenate(got), expected)
@@ -74,31 +70,16 @@ def megatron_sample(sample, rng, fim):
     new, begin = [], 0
     for end in np.flatnonzero(sample == EOD):
         if end > begin:
-            new += [*megatron_document(sample[begin:end], rng, fim), EOD]
+            new += [*megatron_permuted(sample[begin:end], rng, fim), EOD]
         begin = end + 1
-    new += megatron_document(sample[begin:], rng, fim)
+    new += megatron_permuted(sample[begin:], rng, fim)
     return (new + [IDS.pad] * len(sample))[: len(sample)]
 
 
-def megatron_document(tokens, rng, fim):
-    breaks = np.flatnonzero(tokens == fim.split)
-    if not len(breaks):
-        return megatron_permuted(tokens, rng, fim, fim.rate)
+def megatron_permuted(tokens, rng, fim):
     if not rng.binomial(1, fim.rate):
         return list(tokens)
-    new, begin = [], 0
-    for end in breaks:
-        new += [*megatron_permuted(tokens[begin:end], rng, fim, fim.fragment_rate), fim.split]
-        begin = end + 1
-    return new + megatron_permuted(tokens[begin:], rng, fim, fim.fragment_rate)
-
-
-def megatron_permuted(tokens, rng, fim, rate):
-    if not rng.binomial(1, rate):
-        return list(tokens)
     text = TOKENIZER.decode(tokens)
-    if text.startswith(fim.no_prefix):
-        return list(tokens)
     a, b = sorted(rng.randint(low=0, high=len(text) + 1, size=2))
     p, m, s = (TOKENIZER.encode(part) for part in (text[:a], text[a:b], text[b:]))
     if rng.binomial(1, fim.spm_rate):
@@ -158,9 +139,9 @@ def test_tokens_by_their_usual_names():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "set data.fim_tokens .*<fim_prefix>.*▁<PRE>"),
-        ("<a>,<b>,<|endoftext|>,<c>", "lacks <a>, <b>, <c>"),
-        ("<a>,<b>", "give four"),
+        (None, r"data.fim_tokens=None.*<fim_prefix>.*▁<PRE>"),
+        ("<a>,<b>,<|endoftext|>,<c>", r"data.fim_tokens=<a>,<b>,<\|endoftext\|>,<c>"),
+        ("<|endoftext|>,<|endoftext|>", "name four"),
     ],
 )
 def test_a_tokenizer_without_the_tokens_is_refused(names, message):
@@ -168,8 +149,8 @@ def test_a_tokenizer_without_the_tokens_is_refused(names, message):
         fim_tokens(train_bpe([], 257), names)
 
 
-@pytest.mark.parametrize("name", ["rate", "spm_rate", "fragment_rate"])
+@pytest.mark.parametrize("name", ["rate", "spm_rate"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_rates_outside_0_to_1_are_refused(name, value):
-    with pytest.raises(DataError, match=f"^{name}={value}"):
+    with pytest.raises(DataError, match=f"^data.fim_{name}={value}"):
         fim(**{name: value})

@@ -50,12 +50,6 @@ def test_first_fit_by_hand():
     assert [bin.tolist() for bin in first_fit([10], 10)] == [[0]]
 
 
-@pytest.mark.parametrize("lengths", [[11], [3, 11, 2], [-1]])
-def test_what_fits_no_bin_is_refused(lengths):
-    with pytest.raises(DataError, match="does not fit into a bin of 10"):
-        first_fit(lengths, 10)
-
-
 def test_first_fit_is_fast_where_bins_stay_open():
     """The naive one would look at 10^9 bins."""
     lengths = [6] * 40_000 + [5] * 40_000
@@ -81,34 +75,21 @@ def test_the_first_token_is_never_predicted():
     assert row["weights"].tolist() == [1, 1, 1, 1]
 
 
-def test_a_row_that_is_too_small_is_refused():
-    with pytest.raises(DataError, match="examples of 6 tokens do not fit into a row of 5"):
-        pack([example(1, 2, 3, 4), example(1, 2, 3, 4)], 5)
-
-
 @given(
     st.lists(st.integers(2, 20), min_size=1, max_size=40), st.integers(1, 12),
-    st.sampled_from([None, 0, 1]), st.sampled_from(["truncate", "drop"]),
+    st.sampled_from([None, 0, 1]),
 )  # fmt: skip
-def test_every_example_is_in_one_row_once(lengths, seq_len, seed, too_long):
+def test_every_example_is_in_one_row_once(lengths, seq_len, seed):
     starts = np.cumsum(lengths) - lengths + 1  # no two examples share a token
     examples = [example(*range(a, a + n), trained=n) for a, n in zip(starts, lengths, strict=True)]
-    fitting = sum(n - 1 <= seq_len for n in lengths)
-    if too_long == "drop" and not fitting:
-        with pytest.raises(DataError, match="none has a token to learn"):
-            PackedExamples(examples, seq_len, too_long=too_long)
-        return
-    packed = PackedExamples(examples, seq_len, seed=seed, too_long=too_long)
-    kept = [e for e in examples if too_long == "truncate" or len(e.tokens) - 1 <= seq_len]
-    assert packed.n_dropped == len(examples) - len(kept)
-    assert packed.n_truncated == sum(len(e.tokens) - 1 > seq_len for e in kept)
+    packed = PackedExamples(examples, seq_len, seed=seed)
     pairs = []
     for i in range(len(packed)):
         row = packed.row(i)
         real = row["weights"] == 1
         pairs += zip(row["tokens"][real].tolist(), row["targets"][real].tolist(), strict=True)
         assert (row["segments"][~real] > row["segments"][real].max()).all()
-    expected = [(t, t + 1) for e in kept for t in e.tokens[:-1][:seq_len].tolist()]
+    expected = [(t, t + 1) for e in examples for t in e.tokens[:-1][:seq_len].tolist()]
     assert sorted(pairs) == sorted(expected)
 
 
@@ -129,14 +110,13 @@ def test_what_is_lost_is_counted_and_said(caplog):
     examples = [long, answer_beyond, untrained, single, example(1, 2)]
     with caplog.at_level(logging.WARNING):
         packed = PackedExamples(examples, 8)
-    assert (packed.n_truncated, packed.n_dropped, len(packed)) == (1, 3, 2)
-    assert "1 of 5 examples are longer than model.seq_len=8: they lose their end" in caplog.text
+    assert len(packed) == 2
+    assert "1 of 5 examples lose their end at model.seq_len=8" in caplog.text
     assert "3 of 5 examples are left out" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert PackedExamples(examples, 8, too_long="drop").n_dropped == 4
         PackedExamples([example(1, 2)], 8)
-    assert len(caplog.records) == 1
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("examples", [[], [example(1)], [example(1, 2, trained=0)]])

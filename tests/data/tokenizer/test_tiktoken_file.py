@@ -153,15 +153,18 @@ LINES = FILE.read_bytes().split(b"\n")
     [
         (
             LINES[:300] + [b"broken"] + LINES[300:],
-            r"x\.tiktoken:301: b'broken' is no token",
+            r"x\.tiktoken: .* line 301: b'broken' is no token",
         ),
-        (LINES[:300] + [b"!!!! 1030"], r"x\.tiktoken:301: b'!!!! 1030' is no token"),
-        (LINES[:300] + [b"IQ== x"], r"x\.tiktoken:301: b'IQ== x' is no token"),
-        (LINES[:300] + [LINES[3].split()[0] + b" 1040"], r"x\.tiktoken:301: .* repeats a token"),
-        (LINES[:300] + [b"aGVsbG8= 4"], r"x\.tiktoken:301: .* repeats a token or a rank"),
-        (LINES[:200], r"x\.tiktoken: lacks the bytes \["),
-        (LINES[:300], r"x\.tiktoken: has 300 ranks, .* put pat_str .* GPT-2 \(50256\)"),
-        ([], r"x\.tiktoken: lacks the bytes"),
+        (LINES[:300] + [b"!!!! 1030"], r"x\.tiktoken: .* line 301: b'!!!! 1030' is no token"),
+        (LINES[:300] + [b"IQ== x"], r"x\.tiktoken: .* line 301: b'IQ== x' is no token"),
+        (
+            LINES[:300] + [LINES[3].split()[0] + b" 1040"],
+            r"x\.tiktoken: .* line 301: .* repeats a token",
+        ),
+        (LINES[:300] + [b"aGVsbG8= 4"], r"x\.tiktoken: .* line 301: .* repeats a token or a rank"),
+        (LINES[:200], r"x\.tiktoken: .* lacks the bytes \["),
+        (LINES[:300], r"x\.tiktoken: .* has 300 ranks, .* put pat_str .* GPT-2 \(50256\)"),
+        ([], r"x\.tiktoken: .* lacks the bytes"),
     ],
 )
 def test_a_damaged_file_is_refused(lines, said, tmp_path):
@@ -174,5 +177,7 @@ def test_an_added_token_with_the_id_of_another_is_refused(tmp_path):
     shutil.copy(FILE, tmp_path)
     config = {"pat_str": GPT2, "added_tokens_decoder": {"300": {"content": "<|end|>"}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=r"code\.tiktoken: id 300 is .* but '<\|end\|>' in token"):
+    with pytest.raises(
+        DataError, match=r"code\.tiktoken: .* id 300 is .* but '<\|end\|>' in token"
+    ):
         load_tokenizer(tmp_path)
