@@ -241,6 +241,21 @@ def test_conversations_are_packed_and_trained_where_the_assistant_speaks(tmp_pat
     assert again.fingerprint == opened.fingerprint  # read back from the cache, or built again
 
 
+def test_pairs_are_trained_behind_their_prompt(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"one {n}\tun {n}\n" for n in range(40)))
+    data = {
+        "path": str(tmp_path / "pairs.tsv"), "objective": "pairs", "split": "30,10",
+        "tokenizer": str(DATA / "tokenizer"), "prompt": "English: {source}\nFrench: ",
+    }  # fmt: skip
+    opened = open_data(a_run(data, train={"global_batch_size": 2}))
+    row = opened.train.stream.row(0)
+    text = opened.tokenizer.decode(row["tokens"][row["segments"] == 0])
+    number = text.split()[2]
+    assert text == f"English: one {number}\nFrench: un {number}"
+    said = opened.tokenizer.decode(row["targets"][(row["segments"] == 0) & (row["weights"] > 0)])
+    assert said == f"un {number}<|endoftext|>"
+
+
 @pytest.mark.parametrize("objective", ["chat", "pairs", "fim", "causal"])
 def test_every_objective_has_a_corpus(objective):
     if objective == "pairs":

@@ -57,9 +57,14 @@ def chat_examples(file: Path | str, tokenizer: Tokenizer) -> list[Example]:
     return encode(texts, tokenizer)
 
 
-def pair_examples(file: Path | str, tokenizer: Tokenizer) -> list[Example]:
-    """Pairs (records.read_pairs): source and line break, then target and EOD, which are trained."""
-    return encode([pair_text(pair.source, pair.target) for pair in read_pairs(file)], tokenizer)
+def pair_examples(
+    file: Path | str, tokenizer: Tokenizer, prompt: str = "{source}\n"
+) -> list[Example]:
+    """Pairs (records.read_pairs): the prompt around the source, then target and EOD, trained."""
+    texts = [
+        pair_text(prompt.replace("{source}", pair.source), pair.target) for pair in read_pairs(file)
+    ]
+    return encode(texts, tokenizer)
 
 
 def preference_examples(file: Path | str, tokenizer: Tokenizer) -> list[Preference]:
@@ -87,13 +92,13 @@ def conversation_text(
     return Text(parts, closed=False)
 
 
-def pair_text(source: str, target: str) -> Text:
-    return Text([(f"{source}\n", False), (target, True)], closed=True)
+def pair_text(prompt: str, target: str) -> Text:
+    return Text([(prompt, False), (target, True)], closed=True)
 
 
 def answer_text(choice: Choice, answer: str | Messages, template: ChatTemplate) -> Text:
     if isinstance(choice.prompt, str):
-        return pair_text(choice.prompt, str(answer))
+        return pair_text(f"{choice.prompt}\n", str(answer))
     messages = [*choice.prompt, *answer]
     return conversation_text(template, messages, choice.tools, first=len(choice.prompt))
 
