@@ -1,33 +1,33 @@
 """Corpora that every machine has, so that each config trains, and each test learns, offline.
 
-`python`: the sources of Python's standard library. `prose`: English from docstrings.
-`conversations`: questions and answers from docstrings, signatures and doctests. `en-fr`, `en-de`:
-the message catalogues of django. mlm_jax.data.corpora has the recipes, and the licences.
+mlm_jax.data.corpora says what they are made of, and under which licences that is.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import tokenizers
+import numpy as np
 
 from mlm_jax.data.corpora import conversations, prose, python, translation
-from mlm_jax.data.corpora.baselines import token_counts, unigram_bits, xz_baseline
 from mlm_jax.data.corpora.sources import Example, Package, Recipe, is_held_out
+from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.preprocess.build import write_documents
-from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mlm_jax.data.tokenizer import Tokenizer
+from mlm_jax.data.tokenizer.fast import FastTokenizer
 from mlm_jax.data.tokenizer.training import train_bpe
 from mlm_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
-RECIPE = 2  # count up when anything here or in corpora/ changes what is built
+RECIPE = 3  # count up when anything here or in corpora/ changes what is built
 RECIPES = {
     "python": python.RECIPE, "prose": prose.RECIPE, "conversations": conversations.RECIPE,
     "en-fr": translation.FRENCH, "en-de": translation.GERMAN,
@@ -45,7 +45,7 @@ class Corpus:
 
     tokenizer    its folder
     documents    how many, of both together: files, conversations or pairs
-    *_bytes      their text in UTF-8
+    *_bytes      their text in UTF-8, of conversations with the roles
     baselines    of "causal": bits per byte of the valid text that need no network: "unigram" codes
                  its tokens by their frequency in train; "xz" compresses it (absent if Python has no
                  lzma); of others none
@@ -75,9 +75,9 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
     """
     recipe = recipe_of(kind, vocab_size, fim)
     packages = recipe.packages()
-    files = [[p.name, p.version, sorted(recipe.sizes(p.folder).items())] for p in packages]
-    key = json.dumps([RECIPE, kind, platform.python_version(), vocab_size, fim, files])
-    folder = cache_folder() / f"builtin-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    versions = [(p.name, p.version) for p in packages]
+    key = hashlib.sha256(json.dumps([RECIPE, vocab_size, fim, versions]).encode()).hexdigest()
+    folder = cache_folder() / f"builtin-{kind}-{key[:16]}"
     if not folder.exists():
         log.info("building the built-in corpus %s in %s", kind, folder)
         examples = usable(recipe, packages)
@@ -90,7 +90,6 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
         except OSError as error:
             hint = "set MLM_JAX_CACHE to a folder that can"
             raise DataError(f"{folder}: cannot be written: {error}; {hint}") from None
-    measured = json.loads((folder / "corpus.json").read_text())
     suffix = "" if recipe.objective == "causal" else ".jsonl"
     return Corpus(
         kind=kind,
@@ -99,7 +98,7 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
         valid=folder / f"valid{suffix}",
         tokenizer=folder / "tokenizer",
         licence="; ".join(f"{p.name} {p.version}: {p.licence}" for p in packages),
-        **measured,
+        **json.loads((folder / "corpus.json").read_text()),
     )
 
 
@@ -133,17 +132,16 @@ def usable(recipe: Recipe, packages: list[Package]) -> list[Example]:
     """Without those in which a special token is spelt out: it would be read as that token."""
     tokens = (*recipe.special, *recipe.last)
     found = recipe.harvest(packages)
-    return [e for e in found if not any(t in text for t in tokens for text in texts_of(e))]
+    return [e for e in found if not any(t in text for t in tokens for text in texts(e.content))]
 
 
-def texts_of(example: Example) -> list[str]:
-    """What a document says, piece by piece."""
-    content = example.content
+def texts(content: Any) -> Iterator[str]:
+    """All that an example's content says, piece by piece; roles too."""
     if isinstance(content, str):
-        return [content]
-    if "messages" in content:
-        return [message["content"] for message in content["messages"]]
-    return [content["source"], content["target"]]
+        yield content
+    else:
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from texts(part)
 
 
 def build_whole(recipe: Recipe, examples: Sequence[Example], vocab_size: int, folder: Path) -> None:
@@ -159,55 +157,47 @@ def build_whole(recipe: Recipe, examples: Sequence[Example], vocab_size: int, fo
 
 
 def build(recipe: Recipe, examples: Sequence[Example], vocab_size: int, folder: Path) -> None:
-    one_in = recipe.held_out
-    train = [example for example in examples if not is_held_out(example.source, one_in)]
-    valid = [example for example in examples if is_held_out(example.source, one_in)]
-    tokenizer = build_tokenizer(recipe, train, vocab_size, folder / "tokenizer")
-    baselines = {}
-    if recipe.objective == "causal":
-        baselines = write_causal(train, valid, tokenizer, folder)
-    else:
-        for name, part in (("train", train), ("valid", valid)):
-            lines = (json.dumps(example.content, ensure_ascii=False) + "\n" for example in part)
-            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    parts: dict[str, list[Any]] = {"train": [], "valid": []}
+    for source, content in examples:
+        parts["valid" if is_held_out(source, recipe.held_out) else "train"].append(content)
+    tokenizer = build_tokenizer(recipe, texts(parts["train"]), vocab_size)
+    tokenizer.save(folder / "tokenizer")
+    for name, contents in parts.items():
+        if recipe.objective == "causal":
+            write_documents(contents, tokenizer, folder / name, append_eod=True)
+        else:
+            lines = "".join(json.dumps(c, ensure_ascii=False) + "\n" for c in contents)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     measured = {
         "documents": len(examples),
-        "train_bytes": text_bytes(train),
-        "valid_bytes": text_bytes(valid),
-        "baselines": baselines,
+        **{f"{name}_bytes": sum(len(t.encode()) for t in texts(c)) for name, c in parts.items()},
+        "baselines": {},
     }
+    if recipe.objective == "causal":
+        measured["baselines"] = baselines(folder, parts["valid"], tokenizer.vocab_size)
     (folder / "corpus.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
-def build_tokenizer(
-    recipe: Recipe, train: Sequence[Example], vocab_size: int, folder: Path
-) -> Tokenizer:
-    """Trained on what is trained on, the names of roles included; saved in `folder`."""
-    texts = [text for example in train for text in texts_of(example)]
-    if recipe.objective == "chat":
-        texts += [f"{m['role']}\n" for example in train for m in example.content["messages"]]
-    train_bpe(texts, vocab_size - len(recipe.last), recipe.special).save(folder)
-    if recipe.last:
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.add_special_tokens(list(recipe.last))
-        backend.save(str(folder / "tokenizer.json"))
-    config = folder / "tokenizer_config.json"
-    settings = json.loads(config.read_text()) | dict(recipe.settings)
-    config.write_text(json.dumps(settings, indent=2) + "\n")
-    return load_tokenizer(folder)
+def build_tokenizer(recipe: Recipe, trained: Iterator[str], vocab_size: int) -> Tokenizer:
+    backend = train_bpe(trained, vocab_size - len(recipe.last), recipe.special).backend
+    backend.add_special_tokens(list(recipe.last))
+    return FastTokenizer(backend, recipe.settings)
 
 
-def write_causal(
-    train: Sequence[Example], valid: Sequence[Example], tokenizer: Tokenizer, folder: Path
-) -> dict[str, float]:
-    """Writes both token files; returns the baselines."""
-    texts = {"train": [e.content for e in train], "valid": [e.content for e in valid]}
-    for name, part in texts.items():
-        write_documents(part, tokenizer, folder / name, append_eod=True)
-    counts = [token_counts(folder / name, tokenizer.vocab_size) for name in texts]
-    unigram = unigram_bits(*counts) / text_bytes(valid)
-    return {"unigram": unigram} | xz_baseline(texts["valid"])
+def baselines(folder: Path, valid: Sequence[str], vocab_size: int) -> dict[str, float]:
+    """Bits per byte that need no network; each token counts once more than it was seen."""
+    data = "".join(valid).encode()
+    seen, coded = (token_counts(folder / name, vocab_size) for name in ("train", "valid"))
+    found = {"unigram": float(coded @ np.log2((seen.sum() + len(seen)) / (seen + 1))) / len(data)}
+    with contextlib.suppress(ImportError):  # a Python built without liblzma
+        import lzma
+
+        found["xz"] = 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
+    return found
 
 
-def text_bytes(examples: Sequence[Example]) -> int:
-    return sum(len(text.encode()) for example in examples for text in texts_of(example))
+def token_counts(prefix: Path, vocab_size: int) -> np.ndarray:
+    """int64 [vocab_size]: how often each id is in a token file."""
+    indexed = IndexedDataset(prefix)
+    tokens = np.concatenate([indexed.tokens(i) for i in range(len(indexed))])
+    return np.bincount(tokens, minlength=vocab_size)

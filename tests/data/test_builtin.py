@@ -10,13 +10,8 @@ import pytest
 from mlm_jax.data import builtin
 from mlm_jax.data.builtin import FIM_TOKENS, builtin_corpus, cache_folder
 from mlm_jax.data.corpora import sources
-from mlm_jax.data.corpora.python import is_code, read_sources
-from mlm_jax.data.corpora.sources import (
-    folded,
-    is_held_out,
-    source_sizes,
-    without_repeats,
-)
+from mlm_jax.data.corpora.python import harvest, is_code
+from mlm_jax.data.corpora.sources import Package, folded, is_held_out, read_sources, unique
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
@@ -94,14 +89,12 @@ def test_a_second_call_finds_the_first(stdlib, monkeypatch, capfd):
         first.documents = 1
 
 
-def test_another_vocabulary_python_or_source_is_another_corpus(stdlib, monkeypatch):
+def test_another_vocabulary_or_python_is_another_corpus(stdlib, monkeypatch):
     folders = [builtin_corpus(vocab_size=size, fim=fim).train.parent
                for size, fim in ((300, False), (301, False), (300, True))]  # fmt: skip
-    monkeypatch.setattr(builtin.platform, "python_version", lambda: "3.99.0")
+    monkeypatch.setattr(sources.platform, "python_version", lambda: "3.99.0")
     folders.append(builtin_corpus(vocab_size=300).train.parent)
-    (stdlib / "package0" / "more.py").write_text(CODE.format("more"))
-    folders.append(builtin_corpus(vocab_size=300).train.parent)
-    assert len({*folders}) == 5
+    assert len({*folders}) == 4
 
 
 def test_middles_to_fill_in_change_no_id_but_the_last_four(stdlib):
@@ -144,7 +137,7 @@ def test_nothing_half_stays_after_a_failure(stdlib, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builtin, "xz_baseline", interrupted)  # when nearly everything is written
+        patch.setattr(builtin, "baselines", interrupted)  # when nearly everything is written
         with pytest.raises(KeyboardInterrupt):
             builtin_corpus(vocab_size=300)
     assert not list((tmp_path / "cache").iterdir())
@@ -157,9 +150,7 @@ def test_two_at_once_agree(stdlib, tmp_path, monkeypatch):
     def slow(*args):
         build(*args)
         monkeypatch.setattr(builtin, "build", build)
-        other.append(
-            builtin_corpus(vocab_size=300)
-        )  # a second process starts and finishes meanwhile
+        other.append(builtin_corpus(vocab_size=300))  # a second starts and finishes meanwhile
 
     monkeypatch.setattr(builtin, "build", slow)
     assert builtin_corpus(vocab_size=300) == other[0]
@@ -202,18 +193,17 @@ def test_which_files_are_taken(tmp_path):
     left = {
         "test/e.py": code + "2", "b/tests/f.py": code + "3", "site-packages/g.py": code + "4",
         "config-3.11-x86/h.py": code + "5", "_sysconfigdata_m.py": code + "6", "notes.txt": code,
-        "short.py": "x = 1\n", "long.py": CODE.format(1) * 900,
+        "short.py": "x = 1\n", "long.py": CODE.format(1) * 900, "test_a.py": code + "7",
+        "broken.py": code + "def\n", "z.py": code + "# \udcff\n", "a_test.py": code + "8",
     }  # fmt: skip
-    unread = {"again.py": code, "broken.py": code + "def\n", "z.py": code + "# \udcff\n"}
-    for name, text in (taken | left | unread).items():
+    for name, text in (taken | left | {"again.py": code, "table.py": "x = 1234\n" * 50}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     (tmp_path / "dead.py").symlink_to("nowhere.py")
-    sizes = source_sizes(tmp_path)
-    assert sizes.keys() == taken.keys() | unread.keys()
-    assert sizes["a.py"] == len(code)
-    texts = read_sources(tmp_path, sorted(sizes))
-    assert texts == {name: text.replace("\t", "    ") for name, text in taken.items()}
+    read = [source.file for source in read_sources(tmp_path)]
+    assert read == sorted([*taken, "again.py", "table.py"])
+    found = dict(harvest([Package("Python", "3", "PSF-2.0", tmp_path)]))
+    assert found == {name: text.replace("\t", "    ") for name, text in taken.items()}
 
 
 def test_is_code():
@@ -221,15 +211,11 @@ def test_is_code():
     assert is_code(f"words = '{'w ' * 190}'\n")
     assert not is_code(f"words = '{'w ' * 200}'\n")  # a line of more than 400 characters
     assert not is_code("x = [1, 2, 3, 4, 5, 6, 7, 8]\n")  # a table
-    assert not is_code("words without a meaning\n")
-    assert is_code("pattern = 'an escape \\w that warns'\n")
 
 
 def test_texts_that_read_alike_are_one():
     assert folded("Don't “Panic”, 42!") == "dontpanic"
-    seen = {"seen"}
-    assert without_repeats(["Seen.", "A b.", "a B!", "é", "E"], seen) == ["A b.", "é", "E"]
-    assert seen == {"seen", "ab", "é", "e"}
+    assert unique(["A b.", "a B!", "é", "E"], key=folded) == ["A b.", "é", "E"]
 
 
 def test_a_file_is_held_out_by_its_name():

@@ -6,17 +6,23 @@ import jinja2
 import pytest
 
 from mlm_jax.data.builtin import builtin_corpus
-from mlm_jax.data.corpora import conversations, sources
-from mlm_jax.data.corpora.conversations import WORDS, answers_on, conversation, enumerated, taken
-from mlm_jax.data.corpora.docstrings import docstrings
+from mlm_jax.data.corpora import sources
+from mlm_jax.data.corpora.conversations import (
+    conversation,
+    example,
+    harvest,
+    sentence,
+    signature,
+    subject,
+)
+from mlm_jax.data.corpora.docstrings import Docstring, docstrings
 from mlm_jax.data.corpora.sources import Package, is_held_out
-from mlm_jax.data.corpora.subjects import arguments, example, sentence, subject, third_person
 from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import DataError
 
 MODULE = '''
 def wrap(text, width=70, *, _fast=True):
-    """Split the ``text`` into lines.
+    """Split the ``text`` into lines
 
     No line is longer than the width that was asked for.
 
@@ -30,15 +36,12 @@ def wrap(text, width=70, *, _fast=True):
 
 class Wrapper:
     """A tool that wraps."""
-    def __init__(self, width=70, **rest): pass
     def run(self, text): "Wraps a text and returns it."
     @property
     def lines(self): "The lines of the last text."
-    @staticmethod
-    def default(): "Get the width of the terminal."
 
-def see():
-    """See the module above for all of this."""
+def odd():
+    """not a sentence"""
 
 def _hidden():
     """Return what is hidden here."""
@@ -49,58 +52,41 @@ def again():
 
 
 @pytest.fixture
-def subjects(tmp_path):
-    """Of MODULE, in a public and in a private module, by the last of their names."""
-
-    def of(module: str, prefix: str = "pkg."):
-        (tmp_path / f"{module}.py").write_text(MODULE)
-        package = Package("pkg", "1.0", "MIT", tmp_path, prefix)
-        found = [subject(package, d) for d in docstrings(package) if d.public]
-        return {s.name: s for s in found if s}
-
-    return of
+def package(tmp_path):
+    """A package with MODULE twice: in a public and in a private module."""
+    for file in ("pkg/text.py", "pkg/sub/_text.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(MODULE)
+    return Package("pkg", "1.0", "MIT", tmp_path / "pkg")
 
 
-def test_what_is_known_of_a_function(subjects):
-    found = subjects("text")
-    assert found.keys() == {
-        "wrap", "Wrapper", "Wrapper.run", "Wrapper.lines", "Wrapper.default", "again",
-    }  # fmt: skip
-    wrap = found["wrap"]
-    assert (wrap.full, wrap.home, wrap.is_class) == ("`pkg.text.wrap`", "pkg.text", False)
-    assert wrap.summary == "Split the `text` into lines."
-    assert wrap.more == "No line is longer than the width that was asked for."
-    assert wrap.arguments == (("text", None), ("width", "70"), ("_fast", "True"))
-    assert wrap.example == ">>> from text import wrap\n>>> wrap(\"a b\", 1)\n['a', 'b']"
-    assert found["Wrapper"].arguments == (("width", "70"), ("**rest", None))
-    assert found["Wrapper.run"].arguments == (("text", None),)
-    assert found["Wrapper.lines"].arguments is None
-    assert found["Wrapper.default"].arguments == ()
+@pytest.fixture
+def subjects(package):
+    return {s.full: s for d in docstrings(package) if (s := subject(d))}
 
 
-def test_private_modules_are_not_named(subjects):
-    assert subjects("_text")["wrap"].full == "pkg's `wrap`"
-    assert "where" not in answers_on(subjects("_text")["wrap"])
-    assert subjects("_text", prefix="") == {}  # Python's own
-
-
-def test_answers(subjects):
-    assert answers_on(subjects("text")["wrap"]) == {
-        "what": "It splits the `text` into lines.",
-        "which": "That is `pkg.text.wrap`.",
+def test_what_is_told(subjects):
+    names = ("wrap", "Wrapper", "Wrapper.run", "Wrapper.lines", "again")
+    assert {*subjects} == {f"{home}'s `{n}`" for home in ("pkg.text", "pkg.sub") for n in names}
+    assert subjects["pkg.text's `wrap`"].answers == {
+        "name": "That is `wrap`.",
+        "summary": "Split the `text` into lines.",
         "more": "No line is longer than the width that was asked for.",
-        "default": "`70`.",
+        "signature": "`wrap(text, width=70, *, _fast=True)`",
         "example": "```python\n>>> from text import wrap\n>>> wrap(\"a b\", 1)\n['a', 'b']\n```",
-        "where": "In the module `pkg.text`: `from pkg.text import wrap`.",
-        "arguments": "It takes `text`, and optionally `width` and `_fast`.",
-        "call": "`wrap(text, width=70, _fast=True)`",
     }
+
+
+def test_pythons_private_modules_are_passed_over(package):
+    found = [subject(d) for d in docstrings(package._replace(name="Python"))]
+    assert {s.home for s in found if s} == {"text", "sub"}
+    found = [subject(d) for d in docstrings(Package("Python", "3", "", package.folder / "sub"))]
+    assert not any(found)
 
 
 @pytest.mark.smoke
 def test_conversations_have_their_form(subjects):
-    found = list(subjects("text").values()) + list(subjects("_text").values())
-    for s in found:
+    for s in subjects.values():
         messages = conversation(s)
         assert messages == conversation(s)
         roles = [message["role"] for message in messages]
@@ -108,32 +94,14 @@ def test_conversations_have_their_form(subjects):
         assert spoken == ["user", "assistant"] * (len(spoken) // 2)
         assert 1 <= len(spoken) // 2 <= 4
         first = messages[roles.index("user")]["content"]
-        assert s.full in first or s.summary in first
-        assert all(message["content"].strip() for message in messages)
-        assert "{" not in first
+        assert s.full in first or s.answers["summary"] in first
+        assert {m["content"] for m in messages if m["role"] == "assistant"} <= {*s.answers.values()}
 
 
-def test_what_has_two_answers_is_not_asked(tmp_path):
-    (tmp_path / "text.py").write_text(MODULE)
-    found = conversations.harvest([Package("pkg", "1.0", "MIT", tmp_path, "pkg.")])
-    # `lines` and `again` have the same summary.
-    assert sorted(e.source for e in found) == ["Wrapper", "default", "run", "wrap"]
-
-
-@pytest.mark.parametrize(
-    ("summary", "answer"),
-    [
-        ("Return the sum.", "It returns the sum."),
-        ("Returns the sum.", "It returns the sum."),
-        ("Copy it.", "It copies it."),
-        ("Display it.", "It displays it."),
-        ("Fetch it.", "It fetches it."),
-        ("Pop and return it.", "Pop and return it."),
-        ("The sum of all.", "The sum of all."),
-    ],
-)
-def test_third_person(summary, answer):
-    assert third_person(summary) == answer
+def test_nothing_is_asked_twice(package):
+    found = harvest([package])
+    # `lines` and `again` have the same summary, and so has all in the other module.
+    assert sorted(e.source for e in found) == ["Wrapper", "lines", "run", "wrap"]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +110,9 @@ def test_third_person(summary, answer):
         ("Return the sum", "Return the sum."),
         ("Return the\nsum", ""),
         ("Return the ``sum``.", "Return the `sum`."),
+        ("A list:\n  of things.", ""),
         ("sum(a, b) -> int", ""),
         ("Two words.", ""),
-        ("See the function above for more.", ""),
         ("Return " + "very " * 60 + "much.", ""),
     ],
 )
@@ -152,42 +120,38 @@ def test_sentences_that_stand_alone(block, read):
     assert sentence(block) == read
 
 
-def test_arguments_that_are_not_told():
-    def of(source: str, **flags: bool):
-        return arguments(ast.parse(source).body[0], is_method=flags.get("is_method", False))
-
-    assert of("def f(a, /, b=(), *c, d, e=None, **f): 0") == (
-        ("a", None), ("b", "()"), ("*c", None), ("d", None), ("e", "None"), ("**f", None),
-    )  # fmt: skip
-    assert of("@special\ndef f(self, a): 0") is None  # the decorator calls it
-    assert of("@classmethod\ndef f(cls, a): 0", is_method=True) == (("a", None),)
-    assert of("class A: pass") is None
-    assert of(f"def f(a='{'long' * 30}'): 0") is None
-
-
-def test_examples_that_are_not_shown():
-    assert example(">>> a = 1\n>>> f(a)\n2\n", "f") == ">>> a = 1\n>>> f(a)\n2"
-    assert example(">>> for a in b:\n...     f(a)\n2\n", "f").splitlines()[1] == "...     f(a)"
-    assert example(">>> g(1)\n2\n", "f") == ""
-    assert example(">>> f(1)\n", "f") == ""
-    assert example(">>> f(1)\nTraceback (most recent call last):\nX\n", "f") == ""
-    assert example(">>> f(1)  # doctest: +SKIP\n2\n", "f") == ""
-    assert example(f">>> f(1)\n{'2' * 400}\n", "f") == ""
-    assert example(">>>f(1)\n2\n", "f") == ""  # not well formed
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def f(a, /, b=(), *c, d: int, **e): 0", "`f(a, /, b=(), *c, d: int, **e)`"),
+        ("def f(self, a): 0", "`f(a)`"),
+        ("@classmethod\ndef f(cls): 0", "`f()`"),
+        ("def f(selfless): 0", "`f(selfless)`"),
+        ("@property\ndef f(self): 0", ""),
+        ("class f: 0", ""),
+        (f"def f(a='{'long' * 30}'): 0", ""),
+    ],
+)
+def test_signatures(source, told):
+    assert signature(Docstring("f.py", "f", "f", ast.parse(source).body[0], "")) == told
 
 
-def test_lists_in_words():
-    assert enumerated([]) == ""
-    assert enumerated(["a", "b", "c"]) == "a, b and c"
-    assert taken(()) == "It takes nothing."
-    assert taken((("a", None),)) == "It takes `a`."
-    assert taken((("a", "1"),)) == "It optionally takes `a`."
-
-
-def test_every_question_has_words():
-    used = {field for pair in WORDS.values() for ways in pair for way in ways
-            for field in re.findall(r"{(\w+)}", way)}  # fmt: skip
-    assert used == {"x", "home", "summary", "name"}
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (">>> a = 1\n>>> f(a)\n2", True),
+        ("First.\n\n>>> for a in b:\n...     f(a)\n2\n3\n", True),
+        (">>> g(1)\n2\n", False),
+        (">>> f(1)\n", False),
+        (">>> f(1)\nTraceback (most recent call last):\nX\n", False),
+        (">>> f(1)  # doctest: +SKIP\n2\n", False),
+        (f">>> f(1)\n{'2' * 400}\n", False),
+    ],
+)
+def test_examples(text, shown):
+    code = text[text.index(">>>") :].strip()
+    told = f"```python\n{code}\n```" if shown else ""
+    assert example(Docstring("f.py", "f", "A.f", ast.Module(), text)) == told
 
 
 @pytest.fixture
@@ -201,7 +165,7 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "stdlib").mkdir()
     (tmp_path / "stdlib" / "colours.py").write_text(text)
     monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": tmp_path / "stdlib"})
-    monkeypatch.setattr("mlm_jax.data.corpora.docstrings.DOCUMENTED", {})
+    monkeypatch.setattr("mlm_jax.data.corpora.docstrings.DOCUMENTED", ())
     monkeypatch.setenv("MLM_JAX_CACHE", str(tmp_path / "cache"))
 
 
@@ -215,7 +179,7 @@ def test_the_corpus_is_written_as_chat(small):
     train, valid = lines(corpus.train), lines(corpus.valid)
     assert len(train) + len(valid) == corpus.documents == 90
     assert 0 < len(valid) < 15
-    of_train = "".join(m["content"] for line in train for m in line["messages"])
+    of_train = "".join(m["role"] + m["content"] for line in train for m in line["messages"])
     assert len(of_train.encode()) == corpus.train_bytes
     for part, held_out in ((train, False), (valid, True)):
         for line in part:
@@ -251,12 +215,12 @@ def test_a_python_without_docstrings_is_refused(small, monkeypatch):
 def test_the_conversations_have_their_known_size(tmp_path, monkeypatch):
     monkeypatch.setenv("MLM_JAX_CACHE", str(tmp_path))
     corpus = builtin_corpus("conversations", 1024)
-    assert corpus.documents == conversations.CONVERSATIONS
-    assert 0.7e6 < corpus.train_bytes < 1.3e6
+    assert 6000 < corpus.documents < 15000
+    assert 1.2e6 < corpus.train_bytes < 3e6
     found = lines(corpus.train) + lines(corpus.valid)
     turns = [sum(m["role"] == "user" for m in line["messages"]) for line in found]
     assert {*turns} == {1, 2, 3, 4}
-    assert 0.3 < turns.count(1) / len(turns) < 0.6
+    assert 0.4 < turns.count(1) / len(turns) < 0.7
     systems = [line["messages"][0]["role"] == "system" for line in found]
     assert 0.4 < sum(systems) / len(systems) < 0.6
     assert 0.02 < len(lines(corpus.valid)) / corpus.documents < 0.1

@@ -5,10 +5,9 @@ python           sources of Python's standard library                       PSF-
 prose            docstrings of the standard library and of numpy, scipy,    PSF-2.0; BSD-3-Clause;
                  jax, flax, optax and orbax                                 Apache-2.0
 conversations    their docstrings, signatures and doctests                  the same
-en-fr, en-de     message catalogues of django; of wagtail and sphinx too,   BSD-3-Clause;
-                 where they are installed                                   BSD-2-Clause
+en-fr, en-de     message catalogues of django                               BSD-3-Clause
 
-Files are read where they are installed, and nothing is imported or run. A package is read where it
-is installed and left out where it is not; only the pairs need django. Each corpus holds out one
-source in twenty, of pairs one in ten, by a hash of its name: a file, an object, a sentence.
+Files are read where they are installed, and nothing is imported or run. A package that is not
+installed is left out; the pairs need django. Each corpus holds out one source in twenty, of pairs
+one in ten, by a hash of its name: a file, an object, a sentence.
 """

@@ -1,87 +1,93 @@
-"""Docstrings and signatures of installed packages, read from their sources."""
+"""Docstrings of installed packages, and the English in them."""
 
 import ast
+import itertools
 import re
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from mlm_jax.data.corpora.sources import Package, installed, python_itself, source_sizes
+from mlm_jax.data.corpora.sources import Package, installed, python_itself, read_sources
 
-DOCUMENTED = {  # import packages by the names that pip knows
-    "numpy": "numpy", "scipy": "scipy", "jax": "jax", "flax": "flax", "optax": "optax",
-    "orbax-checkpoint": "orbax",
-}  # fmt: skip
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 does not have
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+DOCUMENTED = (  # name, licence, folder
+    ("numpy", "BSD-3-Clause", "numpy"),
+    ("scipy", "BSD-3-Clause", "scipy"),
+    ("jax", "Apache-2.0", "jax"),
+    ("flax", "Apache-2.0", "flax"),
+    ("optax", "Apache-2.0", "optax"),
+    ("orbax-checkpoint", "Apache-2.0", "orbax"),
+)
+MARKUP = (  # of reStructuredText; what is read instead
+    (re.compile(r":[\w:]+:`~?([^`<>]+?)\s*(?:<[^`]*>)?`"), r"`\1`"),
+    (re.compile(r"``+"), "`"),
+    (re.compile(r"(?<!\w)(\*\*?)(\w[^*]*)\1(?!\w)"), r"\2"),
+)
+# What no running text has: code, formulas, addresses, and markup that was not understood.
+SYMBOLS = re.compile(r"[^\w\s.,:;!?'\"()=/%+&-]|::|--|://|\b_|_\b|(?<!\w)=|=(?!\w)|\s[.,:;)]")
+SENTENCE = re.compile(r"[A-Z\"'].*[\w)\"'][.!?][\")']*")
 
 
 class Docstring(NamedTuple):
-    """file: its path below the package; names: of the object within its module, outermost first.
+    """file: its path below the package's folder; module: its dotted name.
 
-    module     its dotted name
-    node       of the object; of a module, which has no names, the whole tree
-    public     whether no name begins with an underscore and __all__, where there is one, has it;
-               a module may be private and its objects public all the same
+    name   of the object within its module, 'Class.method'; of the module itself ''
     """
 
     file: str
     module: str
-    names: tuple[str, ...]
-    node: ast.Module | Definition
+    name: str
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     text: str
-    public: bool
 
 
 def documented() -> list[Package]:
     """Python itself, and those of the packages that are installed."""
-    return [python_itself(), *installed(DOCUMENTED)]
-
-
-def documented_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each source that is no test, by its path."""
-    sizes = source_sizes(folder)
-    return {f: n for f, n in sizes.items() if not re.search(r"(^|/)test_|_tests?\.py$", f)}
+    return [python_itself(), *(p for names in DOCUMENTED for p in installed(*names))]
 
 
 def docstrings(package: Package) -> Iterator[Docstring]:
-    """All of a package, by file, in the order they are written; functions in functions have none.
-
-    Files that are not UTF-8 or not Python are passed over.
-    """
-    for file in sorted(documented_sizes(package.folder)):
-        try:
-            text = (package.folder / file).read_text(encoding="utf-8")
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        dotted = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        exported = exports(tree)
-        for names, node in objects(tree, ()):
-            if (text := ast.get_docstring(node)) and not SURROGATE.search(text):
-                hidden = exported is not None and names and names[0] not in exported
-                public = not hidden and not any(name.startswith("_") for name in names)
-                module = package.prefix + dotted
-                yield Docstring(file, module, names, node, text, public)
+    """By file, in the order they are written; of functions in functions none."""
+    top = "" if package.name == "Python" else package.folder.name + "."
+    for source in read_sources(package.folder):
+        module = top + source.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name, node in objects(source.tree):
+            if text := ast.get_docstring(node):
+                yield Docstring(source.file, module, name, node, text)
 
 
-def objects(
-    node: ast.Module | Definition, names: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], ast.Module | Definition]]:
-    yield names, node
+def objects(node: ast.AST, name: str = "") -> Iterator[tuple[str, ast.AST]]:
+    yield name, node
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
-            if isinstance(child, Definition):
-                yield from objects(child, (*names, child.name))
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from objects(child, f"{name}.{child.name}".lstrip("."))
 
 
-def exports(tree: ast.Module) -> set[str] | None:
-    """The strings of __all__, or None where the module has none that can be read."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and "__all__" in map(ast.unparse, node.targets):
-            strings = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
-            return {s for s in strings if isinstance(s, str)} or None
-    return None
+def paragraphs(text: str) -> list[str]:
+    """Lines that stand equally far to the right, as one, where they read as whole sentences.
+
+    Code is marked by backquotes. Code blocks, tables, titles and lists of names do not read so.
+    """
+    lines = text.expandtabs().splitlines()
+    blocks = (list(block) for _, block in itertools.groupby(lines, key=indent))
+    return [line for block in blocks if is_prose(line := marked(" ".join(block)))]
+
+
+def indent(line: str) -> int:
+    return len(line) - len(line.lstrip()) if line.strip() else -1
+
+
+def marked(text: str) -> str:
+    text = " ".join(text.split())
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_prose(text: str) -> bool:
+    """At least three words, nearly all of them letters, from a capital to a full stop."""
+    bare = text.replace("`", "")
+    if SYMBOLS.search(bare) or not SENTENCE.fullmatch(bare):
+        return False
+    whole = bare.count("(") == bare.count(")") and bare.count('"') % 2 == text.count("`") % 2 == 0
+    letters = sum(c.isalpha() or c == " " for c in bare)
+    return whole and len(bare.split()) >= 3 and letters > 0.87 * len(bare)

@@ -1,31 +1,21 @@
-"""English prose: the paragraphs of docstrings, one document a file.
+"""English prose: the paragraphs of docstrings, one document a file; each paragraph once."""
 
-Code, tables, lists of arguments and markup are left out, and so is a paragraph that was seen
-before, letter for letter.
-"""
+import itertools
 
-from collections.abc import Iterable
-
-from mlm_jax.data.corpora.docstrings import Docstring, docstrings, documented, documented_sizes
-from mlm_jax.data.corpora.rest import paragraphs
-from mlm_jax.data.corpora.sources import Example, Package, Recipe, without_repeats
+from mlm_jax.data.corpora.docstrings import docstrings, documented, paragraphs
+from mlm_jax.data.corpora.sources import Example, Package, Recipe, folded, unique
 
 
 def harvest(packages: list[Package]) -> list[Example]:
-    seen: set[str] = set()
-    examples = []
-    for package in packages:
-        for file, texts in by_file(docstrings(package)).items():
-            if kept := without_repeats(texts, seen):
-                examples.append(Example(f"{package.name}/{file}", "\n\n".join(kept) + "\n"))
-    return examples
+    found = [
+        (f"{package.name}/{docstring.file}", text.replace("`", ""))
+        for package in packages
+        for docstring in docstrings(package)
+        for text in paragraphs(docstring.text)
+        if len(text.split()) >= 8
+    ]
+    by_file = itertools.groupby(unique(found, key=lambda x: folded(x[1])), key=lambda x: x[0])
+    return [Example(file, "\n\n".join(text for _, text in part) + "\n") for file, part in by_file]
 
 
-def by_file(found: Iterable[Docstring]) -> dict[str, list[str]]:
-    texts: dict[str, list[str]] = {}
-    for docstring in found:
-        texts.setdefault(docstring.file, []).extend(paragraphs(docstring.text))
-    return texts
-
-
-RECIPE = Recipe("causal", documented, documented_sizes, harvest)
+RECIPE = Recipe("causal", documented, harvest)

@@ -1,79 +1,68 @@
-"""Sentences in English and in another language, from the message catalogues of web software.
+"""Sentences in English and in another language: the message catalogues of django, .po files.
 
-Placeholders such as %(name)s stay, on both sides; what is not the same on both is left out, and so
-is a sentence that is its own translation.
+https://www.gnu.org/software/gettext/manual/html_node/PO-Files.html has their format. Placeholders
+such as %(name)s stay, on both sides.
 """
 
+import ast
 import functools
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlm_jax.data.corpora.catalogues import Message, read_catalogue
-from mlm_jax.data.corpora.sources import Example, Package, Recipe, folded, installed, walk
+from mlm_jax.data.corpora.sources import Example, Package, Recipe, folded, installed
 from mlm_jax.errors import DataError
 
-TRANSLATED = {"django": "django", "wagtail": "wagtail", "sphinx": "sphinx"}
-PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[sdr]|\{[\w.!:]*\}|<[^<>]+>")
-# French sets a space before some punctuation that no line may break at.
-SPACES = re.compile(r"[\s\u00a0\u202f]+")
+FIELD = re.compile(r'^(msg\S+) ((?:".*"\s*)+)', re.MULTILINE)
 
 
 def translated(language: str) -> list[Package]:
     """Raises DataError without django, and where it comes without its catalogues."""
-    packages = installed(TRANSLATED)
-    django = next((p for p in packages if p.name == "django"), None)
-    hint = "pip install django, or mlm_jax[translation], which asks for it"
-    if django is None:
-        raise DataError(f"the built-in pairs en-{language} are django's: it is missing; {hint}")
-    if not catalogue_sizes(language, django.folder):
-        raise DataError(f"{django.folder}: django without its .po files for {language!r}; {hint}")
+    packages = list(installed("django", "BSD-3-Clause", "django"))
+    if not any(catalogues(language, package) for package in packages):
+        where = packages[0].folder if packages else "not installed"
+        hint = "pip install django, or mlm_jax[translation], which asks for it"
+        raise DataError(
+            f"the built-in pairs en-{language} are in django's .po files: {where}; {hint}"
+        )
     return packages
 
 
-def catalogue_sizes(language: str, folder: Path) -> dict[str, int]:
-    files = (f for f in walk(folder) if f.suffix == ".po" and f.parts[-3] == language)
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+def catalogues(language: str, package: Package) -> list[Path]:
+    return sorted(package.folder.glob(f"**/locale/{language}/LC_MESSAGES/*.po"))
 
 
 def harvest(language: str, packages: list[Package]) -> list[Example]:
     """One example a sentence and translation, the source being what the sentence reads as."""
-    found = {}
-    for package in packages:
-        for file in sorted(catalogue_sizes(language, package.folder)):
-            for message in read_catalogue(package.folder / file):
-                found |= dict.fromkeys(pairs(message))
-    return [Example(folded(s), {"source": s, "target": t}) for s, t in found]
+    files = [file for package in packages for file in catalogues(language, package)]
+    pairs = dict.fromkeys(pair for file in files for pair in read_catalogue(file))
+    return [Example(folded(s), {"source": s, "target": t}) for s, t in pairs if fit(s, t)]
 
 
-def pairs(message: Message) -> Iterator[tuple[str, str]]:
-    """The singular and the plural with the last of its forms, where they are fit to learn from."""
-    if message.fuzzy:
-        return
-    sources = [message.source, *([message.plural] if message.plural else [])]
-    targets = [*message.translations[:1], *message.translations[1:][-1:]]
-    for source, target in zip(sources, targets, strict=False):
-        source, target = normalised(source), normalised(target)
-        letters, translated_letters = folded(source), folded(target)
-        if len(letters) > 2 and translated_letters not in ("", letters) and agree(source, target):
-            yield source, target
+def read_catalogue(file: Path) -> Iterator[tuple[str, str]]:
+    """Each message and its translation; a plural with the last of its forms.
+
+    Without those marked fuzzy, and the obsolete, which are comments.
+    """
+    for entry in file.read_text(encoding="utf-8").split("\n\n"):
+        # Strings are written as in Python, where neighbours are one, too.
+        fields = {k: ast.literal_eval(f"({text})") for k, text in FIELD.findall(entry)}
+        sources = [fields[key] for key in ("msgid", "msgid_plural") if key in fields]
+        targets = [text for key, text in fields.items() if key.startswith("msgstr")]
+        if targets and not re.search("^#,.*fuzzy", entry, re.MULTILINE):
+            for source, target in zip(sources, (targets[0], targets[-1]), strict=False):
+                yield " ".join(source.split()), " ".join(target.split())
 
 
-def agree(source: str, target: str) -> bool:
-    """Whether both have the same placeholders and tags, however often."""
-    return set(PLACEHOLDER.findall(source)) == set(PLACEHOLDER.findall(target))
-
-
-def normalised(text: str) -> str:
-    return SPACES.sub(" ", unicodedata.normalize("NFC", text)).strip()
+def fit(source: str, target: str) -> bool:
+    """Whether there are words, and a translation of them."""
+    return len(folded(source)) > 2 and folded(target) not in ("", folded(source))
 
 
 def recipe(language: str) -> Recipe:
     return Recipe(
         objective="pairs",
         packages=functools.partial(translated, language),
-        sizes=functools.partial(catalogue_sizes, language),
         harvest=functools.partial(harvest, language),
         held_out=10,  # of few sentences
         special=("<|endoftext|>", "<|en|>", f"<|{language}|>"),
