@@ -13,7 +13,6 @@ the time printed as "start", which a larger input would not notice.
 import argparse
 import json
 import os
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -111,10 +110,9 @@ CONTESTANTS = {"mlm_jax": Ours, "bare tokenizer": Bare, "datasets.map": Datasets
 
 def write_corpus(file: Path, megabytes: int) -> tuple[int, int]:
     """Documents and bytes of the text in them."""
-    from mlm_jax.data.builtin import read_sources, source_sizes
+    from mlm_jax.data.corpora.python import RECIPE
 
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    texts = list(read_sources(stdlib, sorted(source_sizes(stdlib))).values())
+    texts = [example.content for example in RECIPE.harvest(RECIPE.packages())]
     documents = n_bytes = 0
     with file.open("w") as out:
         while n_bytes < megabytes * 10**6:

@@ -1,5 +1,6 @@
 """From settings to batches: batch k is a function of seed, batch sizes and data alone."""
 
+import signal
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -85,9 +86,17 @@ class Batches:
             if not flags.FLAGS.is_parsed():  # which grain's processes are started with
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(options)
+            # Memory shared with grain's processes is not all freed (0.2.18): batches are small.
+            through_pipes = grain.experimental.DatasetOptions(min_shm_size=2**40)
+            batches = grain.experimental.WithOptionsIterDataset(batches, through_pipes)
+            batches = batches.mp_prefetch(options, worker_init_fn=deaf_to_ctrl_c)
         with closing(iter(batches)) as batches:
             yield from batches
+
+
+def deaf_to_ctrl_c(*_: int) -> None:
+    """A terminal sends it to worker processes too, which end with the one that reads them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def open_data(run: RunConfig) -> Data:

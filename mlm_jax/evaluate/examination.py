@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 
 from mlm_jax.config import RunConfig
-from mlm_jax.data.objectives.chat import special_names
 from mlm_jax.data.pipeline import Data
 from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import StopSignals
@@ -70,7 +69,8 @@ class Examination:
         if prompt and tokenizer:
             room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
             if room >= 8:
-                stop = special_names(tokenizer).get("eos_token", "")  # of a chat: ends a turn
+                eos = tokenizer.special.get("eos")  # of a chat: what ends a turn
+                stop = [] if eos is None else [tokenizer.decode([eos])]
                 model = self.model(params)
                 text = generate(model, [prompt], max_tokens=room, seed=step, stop=stop)[0]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)

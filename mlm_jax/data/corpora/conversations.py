@@ -94,8 +94,9 @@ def sentence(block: str) -> str:
 def signature(docstring: Docstring) -> str:
     """'`dedent(text, width=70)`', without self; '' of a class, a property, and where it is long."""
     node = docstring.node
-    decorators = "".join(map(ast.unparse, node.decorator_list))
-    if isinstance(node, ast.ClassDef) or "property" in decorators:
+    if isinstance(node, ast.Module | ast.ClassDef):
+        return ""
+    if "property" in "".join(map(ast.unparse, node.decorator_list)):
         return ""
     arguments = re.sub(r"^(self|cls)\b(, /)?(, )?", "", ast.unparse(node.args))
     return f"`{docstring.name}({arguments})`" if len(arguments) <= 100 else ""

@@ -26,6 +26,9 @@ SYMBOLS = re.compile(r"[^\w\s.,:;!?'\"()=/%+&-]|::|--|://|\b_|_\b|(?<!\w)=|=(?!\
 SENTENCE = re.compile(r"[A-Z\"'].*[\w)\"'][.!?][\")']*")
 
 
+Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 class Docstring(NamedTuple):
     """file: its path below the package's folder; module: its dotted name.
 
@@ -35,7 +38,7 @@ class Docstring(NamedTuple):
     file: str
     module: str
     name: str
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    node: Node
     text: str
 
 
@@ -54,7 +57,7 @@ def docstrings(package: Package) -> Iterator[Docstring]:
                 yield Docstring(source.file, module, name, node, text)
 
 
-def objects(node: ast.AST, name: str = "") -> Iterator[tuple[str, ast.AST]]:
+def objects(node: Node, name: str = "") -> Iterator[tuple[str, Node]]:
     yield name, node
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
