@@ -144,8 +144,15 @@ class Layout:
         )  # fmt: skip
         if not training:
             return layout.fit(run.model)
-        micro = (min(size, run.train.microbatch) for size in BatchSizes.of(run).sizes())
-        return [layout.fit(run.model, batch=size) for size in micro][-1]
+        fitted = layout.fit(run.model, batch=run.train.microbatch)
+        small = [n for n in BatchSizes.of(run).sizes() if n < run.train.microbatch]
+        if wrong := [n for n in small if n % layout.ways("batch")]:
+            raise LayoutError(
+                f"train.batch_schedule has batches of {_either(wrong)} sequences, which do not"
+                f" divide by {' * '.join(f'layout.{a}' for a in layout.axes('batch'))} ="
+                f" {layout.ways('batch')}; give it sizes that do"
+            )
+        return fitted
 
     def spec(self, *dims: str | None) -> P:
         """PartitionSpec of an array with these dims; None is a dim that is never split."""

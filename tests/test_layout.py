@@ -262,3 +262,10 @@ def test_a_layout_for_512_devices_is_explained_without_them():
     assert rows["blocks.mlp.down"]["bytes"] == 4 * 32 * 4096 * 14336 // 512
     whole = sum(row["bytes"] for row in rows.values() if row["rule"] == "replicated")
     assert whole < 2e6  # norms
+
+
+def test_every_batch_of_a_schedule_divides_by_the_data_axes():
+    train = {"global_batch_size": 32, "batch_schedule": "0:4 1K:32", "steps": 20}
+    run = tiny_run(train=train, layout={"dp": 8})
+    with pytest.raises(LayoutError, match=r"batch_schedule has batches of 4 .* layout\.dp = 8"):
+        Layout.from_config(run)

@@ -83,7 +83,7 @@ def read_blends(text: str) -> Blend | dict[str, Blend]:
 
     Raises DataError with the file and every problem.
     """
-    if not text.endswith((".txt", ".json")):
+    if len(text.split()) > 1 or not text.endswith((".txt", ".json")):
         return parse_blend(text)
     try:
         content = files.whole(text).tobytes().decode()

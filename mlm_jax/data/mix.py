@@ -76,7 +76,8 @@ def open_files(run: RunConfig) -> Files:
                 problems.append(f"{problem}{prefixes_near(prefix)}")
         with naming(f"{setting}={path!r}"):
             if problems:
-                raise DataError("\n  ".join(problems))
+                hint = "; a path with spaces is written 'in quotes'" * (not sources and " " in path)
+                raise DataError("\n  ".join(problems) + hint)
         return sources
 
     blend, held_out = read(run)

@@ -151,6 +151,20 @@ def test_a_blend_asked_for_more_than_it_has_is_refused(written):
     assert few.valid.n_samples < samples_asked(a_run(data), "valid")  # that is no reason to refuse
 
 
+def test_files_behind_an_address_give_the_same_batches():
+    fsspec = pytest.importorskip("fsspec")
+    for kind in ("bin", "idx"):
+        content = (DATA / f"prose_a_text_document.{kind}").read_bytes()
+        fsspec.filesystem("memory").pipe(f"/corpus/a.{kind}", content)
+    there, here = (
+        open_data(a_run({"path": path})).train
+        for path in ("memory://corpus/a", str(DATA / "prose_a_text_document"))
+    )
+    for k in range(3):
+        for name, x in here.batch(k).items():
+            np.testing.assert_array_equal(there.batch(k)[name], x)
+
+
 def test_validation_may_have_files_of_its_own(written, tmp_path):
     a, b = written("a", [50] * 4), written("b", [50] * 2, first=50)
     (tmp_path / "splits.json").write_text(json.dumps({"train": [a], "valid": ["1", b]}))
@@ -300,6 +314,7 @@ def test_worker_processes_read_the_same_and_end_with_the_iterator():
         ("{a} {a}", "2 times; give it once"),
         ("{a} {b}x {a}y", "bx.idx: no such file[^$]*ay.idx: no such file"),
         ("{a}.bin", r"\.bin\.idx: no such file.*; try .*a"),
+        ("{a}/my corpus", "a path with spaces is written 'in quotes'"),
         ("'{a}", "a path with spaces is written 'in quotes'"),
         ("nowhere.json", "nowhere.json: no such file"),
     ],
