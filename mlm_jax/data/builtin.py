@@ -20,7 +20,7 @@ import tokenizers
 from mlm_jax.data.corpora import conversations, prose, python, translation
 from mlm_jax.data.corpora.baselines import token_counts, unigram_bits, xz_baseline
 from mlm_jax.data.corpora.sources import Example, Package, Recipe, is_held_out
-from mlm_jax.data.preprocess.build import write_documents
+from mlm_jax.data.preprocess.encoding import write_documents
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.data.tokenizer.training import train_bpe
 from mlm_jax.errors import DataError
