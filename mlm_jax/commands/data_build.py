@@ -58,22 +58,21 @@ def build(argv: list[str]) -> int:
 
 
 def train_tokenizer(argv: list[str]) -> int:
-    """Byte-level BPE learned from texts: FOLDER/tokenizer.json, which can encode any text."""
+    """Byte-level BPE learned from texts: FOLDER/tokenizer.json, which can encode any text.
+
+    All of the input is read; of a large corpus some files, a few GB in all, teach as much.
+    """
     parser = command_parser("data train-tokenizer", train_tokenizer.__doc__)
     add_input(parser)
     parser.add_argument("--vocab_size", type=int, required=True, metavar="N")
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--max_bytes", type=int, default=10**9, metavar="N",
-        help="of text, taken from all over the input; default: 1 GB",
-    )  # fmt: skip
     args = parser.parse_args(argv)
-    from mlm_jax.data.preprocess.excerpt import excerpt
+    from mlm_jax.data.preprocess.documents import read_texts
     from mlm_jax.data.tokenizer.training import train_bpe
 
     if args.output.exists():
         raise DataError(f"{args.output}: already exists; remove it or choose another output")
-    tokenizer = train_bpe(excerpt(args.inputs, args.json_keys, args.max_bytes), args.vocab_size)
+    tokenizer = train_bpe(read_texts(args.inputs, args.json_keys), args.vocab_size)
     tokenizer.save(args.output)
     print(f"{tokenizer.vocab_size:,} ids; --tokenizer {args.output}")
     return 0
@@ -81,14 +80,9 @@ def train_tokenizer(argv: list[str]) -> int:
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input",
-        dest="inputs",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="FILE",
+        "--input", dest="inputs", nargs="+", action="extend", required=True, metavar="FILE",
         help=FILES,
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--json_keys", nargs="+", default=["text"], metavar="KEY",
         help="of texts in a JSON line, or columns of parquet; default: text",

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlm_jax.data.preprocess.inputs import Piece
+from mlm_jax.data.preprocess.inputs import Piece, expand, parts
 from mlm_jax.data.text_files import (
     BLOCK,
     decoded,
@@ -19,6 +20,8 @@ from mlm_jax.data.text_files import (
     utf8_size,
 )
 from mlm_jax.errors import DataError
+
+LONGEST = 1 << 30  # bytes of a document that a tokenizer learns from
 
 
 class Document(NamedTuple):
@@ -58,6 +61,18 @@ def read_documents(
                 refuse(f"{place(piece, number)}: {problem}")
             else:
                 yield Document(texts, sum(map(utf8_size, texts)), read)
+
+
+def read_texts(inputs: Sequence[Path | str], keys: Sequence[str]) -> Iterator[str]:
+    """All texts of files and patterns. Raises DataError at the first that cannot be used."""
+
+    def refuse(problem: str) -> None:
+        raise DataError(problem)
+
+    for part in parts(expand(inputs), keys, LONGEST):
+        for piece in part.pieces:
+            for document in read_documents(piece, keys, LONGEST, refuse):
+                yield from document.texts
 
 
 def within(content: Any, limit: int) -> Any:
@@ -113,10 +128,9 @@ def whole_text(piece: Piece, keys: Sequence[str], limit: int) -> Iterator[tuple[
 
 
 def parquet_rows(piece: Piece, keys: Sequence[str], limit: int) -> Iterator[tuple[Any, int]]:
-    groups = range(piece.begin, piece.end)
     with open_parquet(piece.file) as parquet:
-        rows = sum(parquet.metadata.row_group(group).num_rows for group in groups)
-        for batch in parquet.iter_batches(256, row_groups=groups, columns=list(keys)):
+        rows = parquet.metadata.row_group(piece.begin).num_rows
+        for batch in parquet.iter_batches(256, row_groups=[piece.begin], columns=list(keys)):
             for row in range(batch.num_rows):
                 yield batch.slice(row, 1), piece.size // rows
 

@@ -1,7 +1,7 @@
 """Documents to sequences of tokens, and one part of the input to token files."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 from mlm_jax.data.indexed_writer import IndexedWriter, token_dtype
 from mlm_jax.data.preprocess.documents import read_documents
-from mlm_jax.data.preprocess.inputs import Part
+from mlm_jax.data.preprocess.inputs import Part, chunks
 from mlm_jax.data.preprocess.sentences import sentences
 from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import ConfigError, DataError, MlmJaxError
@@ -88,14 +88,18 @@ class Recipe:
             split = [sentences(text) for text in texts]
             pieces = [sentence for document in split for sentence in document]
             n_pieces = np.array([len(document) for document in split])
-        ids = [np.asarray(i, np.int64) for i in self.tokenizer.encode_many(pieces)]
+        try:
+            ids = [np.asarray(i, np.int64) for i in self.tokenizer.encode_many(pieces)]
+        except Exception as error:  # all that the libraries of tokenizers raise is bare
+            raise MlmJaxError(f"the tokenizer failed: {type(error).__name__}: {error}") from error
         tokens = np.concatenate([np.empty(0, np.int64), *ids])
         lengths = np.array([len(i) for i in ids], np.int64)
         document_of = np.repeat(np.arange(len(texts)), n_pieces)[lengths > 0]
         lengths = lengths[lengths > 0]
-        if self.append_eod and len(lengths):
+        eod = self.tokenizer.eod_id if self.append_eod else None
+        if eod is not None and len(lengths):
             is_last = np.append(document_of[1:] != document_of[:-1], True)
-            tokens = np.insert(tokens, np.cumsum(lengths)[is_last], self.tokenizer.eod_id)
+            tokens = np.insert(tokens, np.cumsum(lengths)[is_last], eod)
             lengths = lengths + is_last
         writer.add_documents(tokens, lengths, np.bincount(document_of, minlength=len(texts)))
         return len(tokens)
@@ -121,13 +125,7 @@ def write_part(
         writers = [stack.enter_context(IndexedWriter(p, recipe.dtype)) for p in prefixes]
         for chunk in chunks(found, CHUNK, lambda document: document.text_bytes):
             texts, sizes, reads = zip(*chunk, strict=True)
-            try:
-                tokens = sum(map(recipe.write, zip(*texts, strict=True), writers))
-            except (MlmJaxError, OSError):  # which tell by themselves what happened
-                raise
-            except Exception as error:  # all that the libraries of tokenizers raise is bare
-                names = " to ".join(dict.fromkeys(part.pieces[n].file for n in (0, -1)))
-                raise MlmJaxError(f"{names}: {type(error).__name__}: {error}") from error
+            tokens = sum(map(recipe.write, zip(*texts, strict=True), writers))
             counts = added(counts, Counts(len(chunk), tokens, sum(sizes)))
             read += sum(reads)
             tick(len(chunk), sum(sizes), sum(reads))
@@ -151,16 +149,3 @@ def write_documents(
 
 def added(*counts: Counts) -> Counts:
     return Counts(*map(sum, zip(*counts, strict=True)))
-
-
-def chunks(things: Iterable, size: int, size_of: Callable[..., int] = len) -> Iterator[list]:
-    """Lists of texts or documents, none empty, each closed once it has this size."""
-    chunk, total = [], 0
-    for thing in things:
-        chunk.append(thing)
-        total += size_of(thing) + 1  # empty texts fill a chunk too
-        if total >= size:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk

@@ -13,7 +13,6 @@ import dataclasses
 import glob
 import hashlib
 import io
-import itertools
 import json
 import os
 import select
@@ -21,6 +20,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlm_jax.data.text_files import BLOCK, is_compressed, open_parquet, read_line, told
 from mlm_jax.errors import DataError
@@ -37,7 +37,7 @@ class Piece:
 
     file           as it was named
     form           "jsonl", "txt" or "parquet"
-    begin, end     bytes of plain JSON lines, of which it has the lines that begin there; groups of
+    begin, end     bytes of plain JSON lines, of which it has the lines that begin there; a group of
                    rows of parquet; numbers of lines of a stream; else 0, 0: the whole file
     size           bytes of input, roughly
     stamp          what tells this content from another: of a file its size and time
@@ -104,7 +104,7 @@ def unreadable(file: str) -> str | None:
     return None
 
 
-def total_size(files: Iterable[str]) -> int | None:
+def total_size(files: Sequence[str]) -> int | None:
     """Bytes; None where one is a stream, of which nobody knows."""
     return None if any(map(is_stream, files)) else sum(map(os.path.getsize, files))
 
@@ -119,25 +119,30 @@ def form_of(file: str) -> str:
 
 
 def parts(
-    files: Sequence[str], keys: Sequence[str], limit: int, part_bytes: int | None,
-    pause: Callable[[], None],
+    files: Sequence[str], keys: Sequence[str], limit: int, part_bytes: int | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[Part]:  # fmt: skip
     """The parts of all files, in order; pause is called while a stream is waited for.
 
-    Lines of a stream that are longer than limit are cut: `read_documents` refuses them.
-
-    Where they are cut depends on the files alone, so that any workers find them again.
+    Where they are cut depends on the files alone, so that any workers find them again. Lines of a
+    stream that are longer than limit are cut short: `read_documents` refuses them.
     """
-    group, size = [], 0
-    pieces = (cut(file, keys, limit, part_bytes, pause) for file in files)
-    for piece in itertools.chain.from_iterable(pieces):
-        group.append(piece)
-        size += piece.size + OF_OPENING
-        if size >= (part_bytes or LEAST):
-            yield Part(tuple(group))
-            group, size = [], 0
-    if group:
+    pieces = (piece for file in files for piece in cut(file, keys, limit, part_bytes, pause))
+    for group in chunks(pieces, part_bytes or LEAST, lambda piece: piece.size + OF_OPENING):
         yield Part(tuple(group))
+
+
+def chunks(things: Iterable, size: int, size_of: Callable[..., int] = len) -> Iterator[list]:
+    """Lists of texts, documents or pieces, none empty, each closed once it has this size."""
+    chunk, total = [], 0
+    for thing in things:
+        chunk.append(thing)
+        total += size_of(thing) + 1  # empty texts fill a chunk too
+        if total >= size:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def cut(
@@ -154,10 +159,8 @@ def cut(
     if form == "parquet":
         if is_compressed(file):
             raise DataError(f"{file}: parquet is compressed inside; unpack the file around it")
-        groups = list(row_groups(file, keys, step))
-        unpacked = max(sum(n_bytes for _, _, n_bytes in groups), 1)
-        for begin, end, n_bytes in groups:
-            yield Piece(file, form, begin, end, size * n_bytes // unpacked, stamp)
+        for group in range(n := row_groups(file, keys)):
+            yield Piece(file, form, group, group + 1, size // n, stamp)
     elif form == "txt" or is_compressed(file):
         yield Piece(file, form, 0, 0, size, stamp)
     else:
@@ -166,18 +169,12 @@ def cut(
             yield Piece(file, form, begin, end, end - begin, stamp)
 
 
-def row_groups(file: str, keys: Sequence[str], step: int) -> Iterator[tuple[int, int, int]]:
-    """(first, end, bytes unpacked) of groups of rows that have `step` bytes together."""
+def row_groups(file: str, keys: Sequence[str]) -> int:
     with open_parquet(file) as parquet:
         there = parquet.schema_arrow.names
         if missing := [key for key in keys if key not in there]:
             raise DataError(f"{file}: no column {missing[0]!r}; there is {', '.join(there)}")
-        begin = n_bytes = 0
-        for group in range(parquet.num_row_groups):
-            n_bytes += parquet.metadata.row_group(group).total_byte_size
-            if n_bytes >= step or group == parquet.num_row_groups - 1:
-                yield begin, group + 1, n_bytes
-                begin, n_bytes = group + 1, 0
+        return parquet.num_row_groups
 
 
 def pieces_of_stream(
@@ -189,17 +186,14 @@ def pieces_of_stream(
     """
     source = sys.stdin.fileno() if file == STDIN else file
     with open(source, "rb", 0, closefd=file != STDIN) as raw:
-        stream, begin = io.BufferedReader(Patient(raw, pause), BLOCK), 0
-        while lines := tuple(lines_of(stream, limit, step)):
-            size, stamp = sum(map(len, lines)), hashlib.sha256(b"".join(lines)).hexdigest()
-            yield Piece(file, "jsonl", begin, begin + len(lines), size, stamp, lines)
-            begin += len(lines)
-
-
-def lines_of(stream: io.BufferedReader, limit: int, step: int) -> Iterator[bytes]:
-    while step > 0 and (line := read_line(stream, limit)):
-        step -= len(line)
-        yield line
+        stream: Any = io.BufferedReader(Patient(raw, pause), BLOCK)
+        lines = iter(lambda: read_line(stream, limit), b"")
+        begin = 0
+        for stretch in chunks(lines, step):
+            size, stamp = sum(map(len, stretch)), hashlib.sha256(b"".join(stretch)).hexdigest()
+            end = begin + len(stretch)
+            yield Piece(file, "jsonl", begin, end, size, stamp, tuple(stretch))
+            begin = end
 
 
 class Patient(io.RawIOBase):

@@ -4,7 +4,6 @@ lock             held by the one process that builds
 manifest.json    the recipe of all parts
 NAME_K.bin, .idx, NAME.json     a finished part under the K-th key, and its record
 joined_K.bin, .idx              all parts, before they get their final names
-joined                          is there once they are getting them
 """
 
 import contextlib
@@ -32,6 +31,7 @@ class Unfinished:
 
     def __init__(self, folder: Path, prefixes: Sequence[Path], recipe: Recipe):
         self.folder, self.prefixes, self.recipe = folder, list(prefixes), recipe
+        self.joined = [folder / f"joined_{k}" for k in range(len(prefixes))]
 
     def begin(self) -> None:
         """Refuses parts of something else, and output that is not ours."""
@@ -47,11 +47,11 @@ class Unfinished:
                 f"{self.folder} has {n} finished parts of another build: {'; '.join(differ)}."
                 " Set these back to go on with it, or remove the folder"
             )
-        if (self.folder / "joined").exists():  # it was killed while it gave files their names
-            for kind in ("idx", "bin"):
-                for prefix in self.prefixes:
-                    file_of(prefix, kind).unlink(missing_ok=True)
+        was_joined = file_of(self.joined[-1], "idx").exists()  # killed with some final names given
         for prefix in self.prefixes:
+            if was_joined:
+                for kind in ("idx", "bin"):
+                    file_of(prefix, kind).unlink(missing_ok=True)
             refuse_existing(prefix)
         for leftover in self.folder.glob("*.partial-*"):
             leftover.unlink()
@@ -82,16 +82,14 @@ class Unfinished:
 
     def join(self, names: Sequence[str], pause: Callable[[], None]) -> None:
         """Puts the parts together and gives them their final names; pause may raise."""
-        for k in range(len(self.prefixes)):
-            with IndexedWriter(self.folder / f"joined_{k}", self.recipe.dtype) as writer:
+        for k, joined in enumerate(self.joined):
+            with IndexedWriter(joined, self.recipe.dtype) as writer:
                 for name in names:
                     pause()
                     writer.add_dataset(self.part_prefixes(name)[k])
-        (self.folder / "joined").touch()
         for kind in ("bin", "idx"):  # an index is there only when its tokens are
-            for k, prefix in enumerate(self.prefixes):
-                file_of(self.folder / f"joined_{k}", kind).rename(file_of(prefix, kind))
-        (self.folder / "joined").unlink()
+            for joined, prefix in zip(self.joined, self.prefixes, strict=True):
+                file_of(joined, kind).rename(file_of(prefix, kind))
         self.discard()
 
     def discard(self) -> None:

@@ -17,7 +17,8 @@ from tokenizers import models
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.preprocess import encoding, progress, unfinished, workers
 from mlm_jax.data.preprocess.build import build
-from mlm_jax.data.preprocess.encoding import Counts, chunks, write_documents
+from mlm_jax.data.preprocess.encoding import Counts, write_documents
+from mlm_jax.data.preprocess.inputs import chunks
 from mlm_jax.data.preprocess.progress import Stopped
 from mlm_jax.data.preprocess.sentences import sentences
 from mlm_jax.data.tokenizer import load_tokenizer
@@ -213,7 +214,7 @@ def test_what_a_tokenizer_raises_is_one_message(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FastTokenizer, "encode_many", fail)
     with pytest.raises(
-        MlmJaxError, match=r"in\.jsonl: Exception: PreTokenizer: what it says"
+        MlmJaxError, match="tokenizer failed: Exception: PreTokenizer: what it says"
     ) as why:
         build([source], TOKENIZER, tmp_path / "out")
     assert type(why.value) is MlmJaxError
@@ -512,7 +513,7 @@ def test_standard_input_is_read_and_gone_on_with(n_workers, tmp_path):
     content = PROSE.read_bytes() * 3
     script = (
         "import sys\nfrom mlm_jax.__main__ import main\n"
-        "from mlm_jax.data.preprocess import inputs\ninputs.OF_STREAM = 100_000\n"
+        "from mlm_jax.data.preprocess import inputs\ninputs.OF_STREAM = inputs.LEAST = 100_000\n"
         "if __name__ == '__main__': sys.exit(main())"
     )
     (tmp_path / "program.py").write_text(script)
