@@ -3,7 +3,7 @@
 import logging
 
 from mlm_jax.commands import command_parser, path
-from mlm_jax.commands.data_build import build, train_tokenizer
+from mlm_jax.commands.data_build import TOKENIZER, build, train_tokenizer
 from mlm_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def inspect(argv: list[str]) -> int:
     """Documents, tokens and lengths of PREFIX.bin and .idx; with a tokenizer, the first words."""
     parser = command_parser("data inspect", inspect.__doc__)
     parser.add_argument("prefix", type=path)
-    parser.add_argument("--tokenizer", type=path, help="its file or folder")
+    parser.add_argument("--tokenizer", type=path, metavar="T", help=TOKENIZER)
     args = parser.parse_args(argv)
     from mlm_jax.data.contents import describe
     from mlm_jax.data.tokenizer import load_tokenizer

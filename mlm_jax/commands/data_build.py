@@ -1,13 +1,16 @@
 """mlm-jax data build, and train-tokenizer, which reads the same inputs."""
 
 import argparse
-import os
 
 from mlm_jax.commands import command_parser, path
 from mlm_jax.commands.train import STOPPED
 from mlm_jax.errors import DataError
 
 FILES = ".jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet; patterns in quotes; - for standard input"
+TOKENIZER = (
+    "tokenizer.json, vocab.json with merges.txt, SentencePiece, tiktoken or vocab.txt: its file or"
+    " folder; or the word bytes"
+)
 
 
 def build(argv: list[str]) -> int:
@@ -18,15 +21,13 @@ def build(argv: list[str]) -> int:
     """
     parser = command_parser("data build", build.__doc__)
     add_input(parser)
-    parser.add_argument("--tokenizer", type=path, required=True, help="its file or folder")
+    parser.add_argument("--tokenizer", type=path, required=True, metavar="T", help=TOKENIZER)
     parser.add_argument("--output", type=path, required=True, metavar="PREFIX")
     parser.add_argument("--append_eod", action="store_true", help="end each document with EOD")
     parser.add_argument(
         "--split_sentences", action="store_true", help="a sequence for each; PREFIX_KEY_sentence"
     )
-    parser.add_argument(
-        "--workers", type=int, default=cores(), help="processes; default: the cores there are"
-    )
+    parser.add_argument("--workers", type=int, help="processes; default: the cores there are")
     parser.add_argument(
         "--on_error", choices=("stop", "skip"), default="stop",
         help="skip: pass over documents that cannot be used, and count them",
@@ -37,14 +38,13 @@ def build(argv: list[str]) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
     from mlm_jax.data.preprocess.build import build as write
-    from mlm_jax.data.preprocess.workers import Stopped
+    from mlm_jax.data.preprocess.progress import Stopped
+    from mlm_jax.data.tokenizer.batch_encoder import threads
 
     try:
         counts = write(
-            args.input, args.tokenizer, args.output, json_keys=args.json_keys,
-            append_eod=args.append_eod, split_sentences=args.split_sentences, workers=args.workers,
-            on_error=args.on_error, max_document_bytes=args.max_document_bytes,
-        )  # fmt: skip
+            **vars(args) | {"workers": threads() if args.workers is None else args.workers}
+        )
     except Stopped:
         print("stopped on request. The same command goes on with what is not finished.")
         return STOPPED
@@ -58,22 +58,21 @@ def build(argv: list[str]) -> int:
 
 
 def train_tokenizer(argv: list[str]) -> int:
-    """Byte-level BPE learned from texts: FOLDER/tokenizer.json, which can encode any text."""
+    """Byte-level BPE learned from texts: FOLDER/tokenizer.json, which can encode any text.
+
+    All of the input is read; of a large corpus some files, a few GB in all, teach as much.
+    """
     parser = command_parser("data train-tokenizer", train_tokenizer.__doc__)
     add_input(parser)
     parser.add_argument("--vocab_size", type=int, required=True, metavar="N")
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--max_bytes", type=int, default=10**9, metavar="N",
-        help="of text, taken from all over the input; default: 1 GB",
-    )  # fmt: skip
     args = parser.parse_args(argv)
-    from mlm_jax.data.preprocess.excerpt import excerpt
+    from mlm_jax.data.preprocess.documents import read_texts
     from mlm_jax.data.tokenizer.training import train_bpe
 
     if args.output.exists():
         raise DataError(f"{args.output}: already exists; remove it or choose another output")
-    tokenizer = train_bpe(excerpt(args.input, args.json_keys, args.max_bytes), args.vocab_size)
+    tokenizer = train_bpe(read_texts(args.inputs, args.json_keys), args.vocab_size)
     tokenizer.save(args.output)
     print(f"{tokenizer.vocab_size:,} ids; --tokenizer {args.output}")
     return 0
@@ -81,16 +80,10 @@ def train_tokenizer(argv: list[str]) -> int:
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", action="extend", required=True, metavar="FILE", help=FILES
-    )
+        "--input", dest="inputs", nargs="+", action="extend", required=True, metavar="FILE",
+        help=FILES,
+    )  # fmt: skip
     parser.add_argument(
         "--json_keys", nargs="+", default=["text"], metavar="KEY",
         help="of texts in a JSON line, or columns of parquet; default: text",
     )  # fmt: skip
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,7 +19,7 @@ import numpy as np
 from mlm_jax.data.corpora import conversations, prose, python, translation
 from mlm_jax.data.corpora.sources import Example, Package, Recipe, is_held_out
 from mlm_jax.data.indexed import IndexedDataset
-from mlm_jax.data.preprocess.build import write_documents
+from mlm_jax.data.preprocess.encoding import write_documents
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.data.tokenizer.fast import FastTokenizer
 from mlm_jax.data.tokenizer.training import train_bpe

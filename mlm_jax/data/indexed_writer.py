@@ -133,9 +133,7 @@ def merge(prefixes: Sequence[Path | str], output: Path | str) -> np.dtype:
     pairs of different dtypes become the narrowest that holds all of them. Raises DataError for
     output that exists, MlmJaxError where writing fails.
     """
-    for file in (file_of(output, kind) for kind in ("bin", "idx")):
-        if file.exists():
-            raise DataError(f"{file}: already exists; remove it or choose another output")
+    refuse_existing(output)
     dtype = np.result_type(*(IndexedDataset(prefix).dtype for prefix in prefixes))
     try:
         with IndexedWriter(output, dtype) as writer:
@@ -144,3 +142,9 @@ def merge(prefixes: Sequence[Path | str], output: Path | str) -> np.dtype:
     except OSError as error:
         raise MlmJaxError(f"{output}: cannot be written: {error.strerror}") from None
     return writer.dtype
+
+
+def refuse_existing(prefix: Path | str) -> None:
+    for file in (file_of(prefix, kind) for kind in ("bin", "idx")):
+        if file.exists():
+            raise DataError(f"{file}: already exists; remove it or choose another output")

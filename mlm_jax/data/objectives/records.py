@@ -1,17 +1,23 @@
 """Conversations, pairs and preferences as files have them: read, checked, brought to one form.
 
-One JSON object a line (.jsonl, .jsonl.gz), or for pairs also two columns with a tab between (.tsv,
-.tsv.gz). Blank lines are skipped. What is wrong is named by file and line, up to ten lines at once.
+One JSON object a line (.jsonl), or for pairs also two columns with a tab between (.tsv); either may
+be .gz or .zst. Blank lines are skipped. What is wrong is named by file and line, up to ten at once.
 """
 
 import contextlib
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from mlm_jax.data.text_files import (
+    decoded,
+    decompressed,
+    json_object,
+    lacks,
+    text_of,
+    told,
+    utf8_size,
+)
 from mlm_jax.errors import DataError
 
 T = TypeVar("T")
@@ -84,7 +90,7 @@ def read_pairs(file: Path | str, *, languages: tuple[str, str] | None = None) ->
     languages: which of a translation's is the source, and which the target; None: the first two, in
     the order of each line.
     """
-    if Path(file).name.endswith((".tsv", ".tsv.gz")):
+    if Path(file).name.endswith((".tsv", ".tsv.gz", ".tsv.zst")):
         return read_lines(file, columns)
     return read_objects(file, lambda where, record: pair(where, record, languages))
 
@@ -146,7 +152,7 @@ def checked_messages(messages: Any) -> Messages:
                 f"message {i} ({message['role']}) has {type(content).__name__} for content; give a"
                 " text, or with an assistant's tool_calls null"
             )
-        check_unicode(content or "")
+        utf8_size(content or "")  # refuses what is no Unicode
     return messages
 
 
@@ -161,8 +167,10 @@ def pair(where: str, record: Mapping[str, Any], languages: tuple[str, str] | Non
     return Pair(where, text_of(record, source), text_of(record, target))
 
 
-def columns(where: str, line: str) -> Pair:
-    parts = line.split("\t")
+def columns(where: str, line: bytes) -> Pair | None:
+    if not (text := decoded(line)).strip():
+        return None
+    parts = text.rstrip("\r\n").split("\t")
     if len(parts) != 2:
         raise DataError(f"{len(parts)} columns between tabs instead of 2, source and target")
     return Pair(where, *parts)
@@ -200,61 +208,24 @@ def tools_of(record: Mapping[str, Any]) -> list[Any] | None:
     return tools or None
 
 
-def text_of(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise lacks(record, f"a text under {key!r}")
-    check_unicode(value)
-    return value
-
-
-def lacks(record: Mapping[str, Any], wanted: str) -> DataError:
-    there = ", ".join(f"{key} ({type(value).__name__})" for key, value in record.items())
-    return DataError(f"it lacks {wanted}; there is {there or 'nothing'}")
-
-
-def check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
-        raise DataError(f"not valid Unicode: {error}") from None
-
-
 def read_objects(file: Path | str, make: Callable[[str, dict[str, Any]], T]) -> list[T]:
-    def parse(where: str, line: str) -> T:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON ({error}); a file has one object a line") from None
-        if not isinstance(record, dict):
-            raise DataError(f"a {type(record).__name__}; a file has one JSON object a line")
-        return make(where, record)
+    """make(where, fields) of each line that is not blank."""
+
+    def parse(where: str, line: bytes) -> T | None:
+        return None if (fields := json_object(line)) is None else make(where, fields)
 
     return read_lines(file, parse)
 
 
-def read_lines(file: Path | str, make: Callable[[str, str], T]) -> list[T]:
-    """make(where, line) of each line that is not blank. Raises DataError with all problems."""
-    file, problems, made = Path(file), Problems(), []
-    opened = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opened(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{file}, line {number}"
-                with problems.at(where):
-                    text = decoded(line)
-                    if text.strip():
-                        made.append(make(where, text.rstrip("\r\n")))
-    except (OSError, EOFError, zlib.error) as error:  # the latter of a damaged .gz
-        raise DataError(f"{file}: cannot be read: {error}") from None
+def read_lines(file: Path | str, make: Callable[[str, bytes], T | None]) -> list[T]:
+    """What make(where, line) gives that is not None. Raises DataError with all problems."""
+    problems, made = Problems(), []
+    with told(str(file)), open(file, "rb") as raw, decompressed(raw, str(file)) as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            with problems.at(where):
+                made.append(make(where, line))
     problems.check()
-    if not made:
+    if not (made := [record for record in made if record is not None]):
         raise DataError(f"{file}: there is nothing in it")
     return made
-
-
-def decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig")  # with or without a byte order mark
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error}") from None

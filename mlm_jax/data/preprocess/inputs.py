@@ -4,41 +4,44 @@
 *.gz, *.zst                whole files, since nobody can begin in their middle
 *.txt                      whole files: one document each
 *.parquet                  groups of rows
--, pipes                   copied to files of whole lines as they come: JSON lines
+-, pipes                   lines as they come: JSON lines
+
+Small pieces that follow each other, such as thousands of .txt, are one part.
 """
 
 import dataclasses
 import glob
 import hashlib
+import io
 import json
 import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from mlm_jax.data.preprocess.opening import is_compressed, open_parquet, told
+from mlm_jax.data.text_files import BLOCK, is_compressed, open_parquet, read_line, told
 from mlm_jax.errors import DataError
 
 STDIN = "-"
-BLOCK = 1 << 20
-LEAST, MOST = 1 << 20, 1 << 26  # bytes of a part, unless it is a whole file
-OF_STREAM = 1 << 24
+LEAST, MOST = 1 << 20, 1 << 26  # bytes of a piece, unless it is a whole file
+OF_STREAM = 1 << 23  # it waits in memory, for each worker more than once
+OF_OPENING = 1 << 12  # bytes that could be read in the time it takes to open a file
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A piece of the input.
+class Piece:
+    """A stretch of one file.
 
     file           as it was named
     form           "jsonl", "txt" or "parquet"
-    begin, end     bytes of plain JSON lines, of which it has the lines that begin there; groups of
-                   rows of parquet; else 0, 0: the whole file
+    begin, end     bytes of plain JSON lines, of which it has the lines that begin there; a group of
+                   rows of parquet; numbers of lines of a stream; else 0, 0: the whole file
     size           bytes of input, roughly
     stamp          what tells this content from another: of a file its size and time
-    copy           of a stream: where its lines are
-    lines_before   of a stream: how many were before these
+    lines          of a stream
     """
 
     file: str
@@ -47,24 +50,24 @@ class Part:
     end: int
     size: int
     stamp: str
-    copy: str | None = None
-    lines_before: int = 0
+    lines: tuple[bytes, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Pieces that are encoded together, and kept once they are."""
+
+    pieces: tuple[Piece, ...]
 
     @property
-    def path(self) -> str:
-        return self.copy or self.file
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
 
     @property
     def name(self) -> str:
         """Equal for equal content only: what is finished is found again by it."""
-        place = self.file if self.copy else os.path.abspath(self.file)
-        about = json.dumps([place, self.form, self.begin, self.end, self.stamp])
-        return hashlib.sha256(about.encode()).hexdigest()[:24]
-
-    def forget(self) -> None:
-        """Nobody will read it again."""
-        if self.copy:
-            os.unlink(self.copy)
+        about = [(os.path.abspath(p.file), p.form, p.begin, p.end, p.stamp) for p in self.pieces]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
 
 
 def expand(inputs: Sequence[Path | str]) -> list[str]:
@@ -101,6 +104,11 @@ def unreadable(file: str) -> str | None:
     return None
 
 
+def total_size(files: Sequence[str]) -> int | None:
+    """Bytes; None where one is a stream, of which nobody knows."""
+    return None if any(map(is_stream, files)) else sum(map(os.path.getsize, files))
+
+
 def is_stream(file: str) -> bool:
     return file == STDIN or not stat.S_ISREG(os.stat(file).st_mode)
 
@@ -110,82 +118,94 @@ def form_of(file: str) -> str:
     return next((form for form in ("txt", "parquet") if inner.endswith(f".{form}")), "jsonl")
 
 
-def cut(
-    files: Sequence[str], keys: Sequence[str], spool: Path, part_bytes: int | None,
-    pause: Callable[[], None],
+def parts(
+    files: Sequence[str], keys: Sequence[str], limit: int, part_bytes: int | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[Part]:  # fmt: skip
-    """The parts of all files, in order.
+    """The parts of all files, in order; pause is called while a stream is waited for.
 
-    spool: where streams are copied to, a file for each part; pause: called while one is waited for.
-    The parts of a file depend on nothing else, so that other workers or inputs find them again.
+    Where they are cut depends on the files alone, so that any workers find them again. Lines of a
+    stream that are longer than limit are cut short: `read_documents` refuses them.
     """
-    for file in files:
-        if is_stream(file):
-            yield from copied(file, spool, part_bytes or OF_STREAM, pause)
-            continue
-        with told(file):
-            about = os.stat(file)
-        size, stamp = about.st_size, f"{about.st_size} bytes of {about.st_mtime_ns}"
-        step = part_bytes or min(max(size // 64, LEAST), MOST)
-        form = form_of(file)
-        if form == "parquet":
-            if is_compressed(file):
-                raise DataError(f"{file}: parquet is compressed inside; unpack the file around it")
-            groups = list(row_groups(file, keys, step))
-            unpacked = sum(n_bytes for _, _, n_bytes in groups)
-            for begin, end, n_bytes in groups:
-                yield Part(file, form, begin, end, size * n_bytes // max(unpacked, 1), stamp)
-        elif form == "txt" or is_compressed(file):
-            yield Part(file, form, 0, 0, size, stamp)
-        else:
-            for begin in range(0, size, step):
-                end = min(begin + step, size)
-                yield Part(file, form, begin, end, end - begin, stamp)
+    pieces = (piece for file in files for piece in cut(file, keys, limit, part_bytes, pause))
+    for group in chunks(pieces, part_bytes or LEAST, lambda piece: piece.size + OF_OPENING):
+        yield Part(tuple(group))
 
 
-def row_groups(file: str, keys: Sequence[str], step: int) -> Iterator[tuple[int, int, int]]:
-    """(first, end, bytes unpacked) of groups of rows that have `step` bytes together."""
+def chunks(things: Iterable, size: int, size_of: Callable[..., int] = len) -> Iterator[list]:
+    """Lists of texts, documents or pieces, none empty, each closed once it has this size."""
+    chunk, total = [], 0
+    for thing in things:
+        chunk.append(thing)
+        total += size_of(thing) + 1  # empty texts fill a chunk too
+        if total >= size:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
+
+
+def cut(
+    file: str, keys: Sequence[str], limit: int, part_bytes: int | None, pause: Callable[[], None]
+) -> Iterator[Piece]:
+    if is_stream(file):
+        yield from pieces_of_stream(file, limit, part_bytes or OF_STREAM, pause)
+        return
+    with told(file):
+        about = os.stat(file)
+    size, stamp = about.st_size, f"{about.st_size} bytes of {about.st_mtime_ns}"
+    step = part_bytes or min(max(size // 64, LEAST), MOST)
+    form = form_of(file)
+    if form == "parquet":
+        if is_compressed(file):
+            raise DataError(f"{file}: parquet is compressed inside; unpack the file around it")
+        for group in range(n := row_groups(file, keys)):
+            yield Piece(file, form, group, group + 1, size // n, stamp)
+    elif form == "txt" or is_compressed(file):
+        yield Piece(file, form, 0, 0, size, stamp)
+    else:
+        for begin in range(0, size, step):
+            end = min(begin + step, size)
+            yield Piece(file, form, begin, end, end - begin, stamp)
+
+
+def row_groups(file: str, keys: Sequence[str]) -> int:
     with open_parquet(file) as parquet:
         there = parquet.schema_arrow.names
         if missing := [key for key in keys if key not in there]:
             raise DataError(f"{file}: no column {missing[0]!r}; there is {', '.join(there)}")
-        begin = n_bytes = 0
-        for group in range(parquet.num_row_groups):
-            n_bytes += parquet.metadata.row_group(group).total_byte_size
-            if n_bytes >= step or group == parquet.num_row_groups - 1:
-                yield begin, group + 1, n_bytes
-                begin, n_bytes = group + 1, 0
+        return parquet.num_row_groups
 
 
-def copied(file: str, spool: Path, step: int, pause: Callable[[], None]) -> Iterator[Part]:
-    """The lines of a stream in files of `step` bytes or a little more, each written when asked for.
+def pieces_of_stream(
+    file: str, limit: int, step: int, pause: Callable[[], None]
+) -> Iterator[Piece]:
+    """Lines of `step` bytes or a little more.
 
     Where it is cut depends on what comes alone, not on when, so that it can be found again.
     """
-    with open(sys.stdin.fileno() if file == STDIN else file, "rb", 0, closefd=file != STDIN) as s:
-        rest, lines, number, ended = b"", 0, 0, False
-        while not ended:
-            copy, digest, size, before = spool / f"stream-{number}", hashlib.sha256(), 0, lines
-            with copy.open("wb") as out:
-                whole = False
-                while not (whole or ended):
-                    block = rest or read_block(s, pause)
-                    end = block.find(b"\n", max(step - size, 1) - 1) + 1
-                    whole, ended = bool(end), not block
-                    kept, rest = (block[:end], block[end:]) if whole else (block, b"")
-                    out.write(kept)
-                    digest.update(kept)
-                    size, lines = size + len(kept), lines + kept.count(b"\n")
-            stamp = f"{number} {digest.hexdigest()}"
-            if size:
-                yield Part(file, "jsonl", 0, size, size, stamp, str(copy), before)
-            else:
-                copy.unlink()
-            number += 1
+    source = sys.stdin.fileno() if file == STDIN else file
+    with open(source, "rb", 0, closefd=file != STDIN) as raw:
+        stream: Any = io.BufferedReader(Patient(raw, pause), BLOCK)
+        lines = iter(lambda: read_line(stream, limit), b"")
+        begin = 0
+        for stretch in chunks(lines, step):
+            size, stamp = sum(map(len, stretch)), hashlib.sha256(b"".join(stretch)).hexdigest()
+            end = begin + len(stretch)
+            yield Piece(file, "jsonl", begin, end, size, stamp, tuple(stretch))
+            begin = end
 
 
-def read_block(stream, pause: Callable[[], None]) -> bytes:
-    """What has come, at most a block; empty at the end."""
-    while not select.select([stream], [], [], 0.2)[0]:
-        pause()
-    return stream.read(BLOCK)
+class Patient(io.RawIOBase):
+    """A stream; while it is waited for, pause is called, which may raise."""
+
+    def __init__(self, raw: io.FileIO, pause: Callable[[], None]):
+        self.raw, self.pause = raw, pause
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int | None:
+        while not select.select([self.raw], [], [], 0.2)[0]:
+            self.pause()
+        return self.raw.readinto(buffer)

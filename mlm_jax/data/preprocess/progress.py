@@ -10,11 +10,19 @@ from mlm_jax.terminal import clock, short_number
 log = logging.getLogger(__name__)
 
 
-class Progress:
-    """total: bytes of input; None where nobody knows. Use it with `with`."""
+class Stopped(KeyboardInterrupt):
+    """Asked to stop. Finished parts are kept: the same call goes on from there."""
 
-    def __init__(self, total: int | None):
-        self.total, self.documents, self.text_bytes, self.read, self.found = total, 0, 0, 0, 0
+
+class Progress:
+    """total: bytes of input; None where nobody knows. Use it with `with`.
+
+    stop: is true once somebody has asked to stop, which `show`, called often, then does.
+    """
+
+    def __init__(self, total: int | None, stop: object = False):
+        self.total, self.stop = total, stop
+        self.documents = self.text_bytes = self.read = self.found = 0
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._every = 0.2 if self._live else 10.0
         self._begun = self._shown = time.monotonic()
@@ -36,7 +44,9 @@ class Progress:
         self.read += read
 
     def show(self) -> None:
-        """Shows how far we are, unless that was done a moment ago."""
+        """Shows how far we are, unless that was done a moment ago; raises Stopped."""
+        if self.stop:
+            raise Stopped
         if (now := time.monotonic()) - self._shown < self._every:
             return
         self._shown = now

@@ -9,53 +9,57 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
-from mlm_jax.data.preprocess.encoding import Counts, Encoder, Recipe, write_part
+from mlm_jax.data.preprocess.encoding import Counts, Recipe, write_part
 from mlm_jax.data.preprocess.inputs import Part
 from mlm_jax.data.preprocess.progress import Progress
-from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.errors import MlmJaxError
 
-Done = tuple[Part, Counts, list[str]]
+Done = tuple[Part, Counts, str]
 # A part, and the prefixes that it is written under.
 Task = tuple[Part, Sequence[str]]
 
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 
-class Stopped(KeyboardInterrupt):
-    """Asked to stop. Finished parts are kept: the same call goes on from there."""
-
-
-def here(
-    tasks: Iterable[Task], recipe: Recipe, encoder: Encoder, progress: Progress,
-    pause: Callable[[], None],
-) -> Generator[Done, None, None]:  # fmt: skip
-    """One part after the other in this process; pause is called often, and may raise Stopped."""
+def here(tasks: Iterable[Task], recipe: Recipe, progress: Progress) -> Generator[Done, None, None]:
+    """One part after the other in this process."""
 
     def tick(*counts: int) -> None:
         progress.add(*counts)
-        pause()
+        progress.show()
 
     for part, prefixes in tasks:
-        with one_thread(), in_one_message(part):
-            done = part, *write_part(part, recipe, encoder, prefixes, tick)
+        with one_thread():
+            done = part, *write_part(part, recipe, prefixes, tick)
         yield done
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For the tokenizers of this process."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def in_processes(
-    tasks: Iterable[Task], workers: int, recipe: Recipe, tokenizer: Path, progress: Progress,
-    pause: Callable[[], None],
-) -> Generator[Done, None, None]:  # fmt: skip
+    tasks: Iterable[Task], workers: int, recipe: Recipe, progress: Progress
+) -> Generator[Done, None, None]:
     """Parts as they are finished, in any order, by processes of one thread each.
 
     When this returns, or raises, they have ended; they also end if this process is killed.
     """
     context = multiprocessing.get_context("spawn")
-    halt, counters = context.Event(), context.Array("q", 3)
-    setup = (recipe, tokenizer, halt, counters)
+    counters = context.Array("q", 3)
+    ours, theirs = context.Pipe()
+    setup = (recipe, counters, theirs)
     pool = ProcessPoolExecutor(workers, context, initializer=set_up, initargs=setup)
     running: dict[Future, Part] = {}
 
@@ -65,38 +69,27 @@ def in_processes(
         with counters.get_lock():
             counts, counters[:] = counters[:], [0, 0, 0]
         progress.add(*counts)
-        pause()
+        progress.show()
 
     try:
-        for part, prefixes in tasks:
-            with one_thread(), signals_held():
-                running[pool.submit(work, part, prefixes)] = part
-            while len(running) >= 2 * workers:  # a stream is copied no further than this ahead
+        for task in tasks:
+            with signals_held():
+                running[pool.submit(work, *task)] = task[0]
+            while len(running) >= 2 * workers:  # a stream is read no further than this ahead
                 yield from finished()
         while running:
             yield from finished()
     except BrokenProcessPool:
-        pause()
+        progress.show()
+        files = dict.fromkeys(piece.file for part in running.values() for piece in part.pieces)
         raise MlmJaxError(
-            f"a worker ended while {', '.join({p.file for p in running.values()})} was read, as it"
-            " does when the system has no memory left; with fewer --workers, or a lower"
-            " --max_document_bytes, the same command goes on from here"
+            f"a worker ended while {', '.join([*files][:9])} was read, as it does when the system"
+            " has no memory left; with fewer --workers, or a lower --max_document_bytes, the same"
+            " command goes on from here"
         ) from None
     finally:
-        halt.set()
+        ours.close()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For tokenizers in this process and in those that it starts."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager
@@ -110,45 +103,29 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def in_one_message(part: Part) -> Iterator[None]:
-    """All that the libraries of tokenizers raise is a bare Exception."""
-    try:
-        yield
-    except (MlmJaxError, OSError):  # which tell by themselves what happened
-        raise
-    except Exception as error:
-        raise MlmJaxError(f"{part.file}: {type(error).__name__}: {error}") from error
-
-
 # In a worker
 
-setting: tuple[Recipe, Encoder, Callable[..., None]]  # of this worker
+setting: tuple[Recipe, Callable[..., None]]  # of this worker
 
 
-def set_up(recipe: Recipe, tokenizer: Path, halt: Any, counters: Any) -> None:
+def set_up(recipe: Recipe, counters: Any, parent: Connection) -> None:
     global setting
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.environ.update(ONE_THREAD)
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
     def tick(*counts: int) -> None:
-        if halt.is_set():
-            raise MlmJaxError("halted")  # nobody waits for it
         with counters.get_lock():
             counters[:] = [a + b for a, b in zip(counters, counts, strict=True)]
 
-    encoder = Encoder(load_tokenizer(tokenizer), recipe.append_eod, recipe.split_sentences)
-    setting = recipe, encoder, tick
+    setting = recipe, tick
 
 
-def end_with_parent() -> None:
-    """However the parent ended: its queue alone would let us wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+def end_with(parent: Connection) -> None:
+    """Once it closes its end of the pipe, by itself or because it was killed."""
+    multiprocessing.connection.wait([parent])
     os._exit(1)
 
 
-def work(part: Part, prefixes: Sequence[str]) -> tuple[Counts, list[str]]:
-    recipe, encoder, tick = setting
-    with in_one_message(part):
-        return write_part(part, recipe, encoder, prefixes, tick)
+def work(part: Part, prefixes: Sequence[str]) -> tuple[Counts, str]:
+    recipe, tick = setting
+    return write_part(part, recipe, prefixes, tick)

@@ -82,9 +82,9 @@ def test_compressed_with_blank_lines_and_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("{", r"not JSON \(.*\); a file has one object a line"),
+        ("{", r"not JSON \(.*\); a line has one JSON object"),
         ('{"messages": NaN', "not JSON"),
-        ("[1]", "a list; a file has one JSON object a line"),
+        ("[1]", "a list; a line has one JSON object"),
         ({"text": "a"}, r"lacks 'messages', 'conversations' or 'instruction'; there is text \(str"),
         ({}, "there is nothing"),
         ({"messages": []}, "no list, or an empty one"),

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm_jax.data.preprocess.documents import read_documents
-from mlm_jax.data.preprocess.inputs import cut, expand
-from mlm_jax.data.preprocess.opening import ZstdFile
+from mlm_jax.data.preprocess.inputs import expand, parts
+from mlm_jax.data.text_files import ZstdFile
 from mlm_jax.errors import DataError
 
 LIMIT = 10_000
@@ -25,7 +26,7 @@ LINES = ["one", "", "zwei é", "three\nlines", "x" * 300]
 JSONL = "".join(json.dumps({"text": text}) + "\n" for text in LINES).encode()
 
 
-def read(*inputs, keys=("text",), part_bytes=None, limit=LIMIT, spool=None, skip=False):
+def read(*inputs, keys=("text",), part_bytes=None, limit=LIMIT, skip=False):
     """All texts, and what was refused."""
     texts, problems = [], []
 
@@ -34,8 +35,9 @@ def read(*inputs, keys=("text",), part_bytes=None, limit=LIMIT, spool=None, skip
             raise DataError(problem)
         problems.append(problem)
 
-    for part in cut(expand(inputs), keys, spool, part_bytes, lambda: None):
-        documents = list(read_documents(part, keys, limit, refuse))
+    found = parts(expand(inputs), keys, limit, part_bytes, lambda: None)
+    for piece in (piece for part in found for piece in part.pieces):
+        documents = list(read_documents(piece, keys, limit, refuse))
         texts += [d.texts if len(keys) > 1 else d.texts[0] for d in documents]
         assert sum(d.text_bytes for d in documents) == sum(
             len(text.encode()) for d in documents for text in d.texts
@@ -96,15 +98,18 @@ def test_a_line_has_its_number_wherever_the_file_is_cut(tmp_path, name, part_byt
     ("line", "problem"),
     [
         (b'{"text": "cut', "not JSON"),
-        (b"plain text", "not JSON (Expecting value: line 1 column 1 (char 0)); an input is .txt"),
+        (
+            b"plain text",
+            "not JSON (Expecting value: line 1 column 1 (char 0)); a line has one JSON",
+        ),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 9_000, "not JSON"),
         (b'{"n": ' + b"1" * 5000 + b"}", "not JSON"),
-        (b'["text"]', "a list, not an object with 'text'"),
-        (b'{"body": "x", "n": 1}', "no text under 'text'; there is body (str), n (int)"),
-        (b'{"text": null}', "no text under 'text'; there is text (NoneType)"),
-        (b'{"text": 7}', "no text under 'text'; there is text (int)"),
-        (b"{}", "no text under 'text'; there is nothing"),
+        (b'["text"]', "a list; a line has one JSON object"),
+        (b'{"body": "x", "n": 1}', "it lacks a text under 'text'; there is body (str), n (int)"),
+        (b'{"text": null}', "it lacks a text under 'text'; there is text (NoneType)"),
+        (b'{"text": 7}', "it lacks a text under 'text'; there is text (int)"),
+        (b"{}", "it lacks a text under 'text'; there is nothing"),
         (b'{"text": "\\ud800"}', "not valid Unicode"),
         (b'{"text": "' + b"x" * LIMIT + b'"}', "longer than max_document_bytes=10,000"),
         (b"x" * 3_000_000, "longer than max_document_bytes=10,000"),
@@ -144,8 +149,8 @@ def test_several_keys_are_read_together(tmp_path):
     texts, problems = read(tmp_path / "a.*", keys=("a", "b"), skip=True)
     assert texts == [("1", "2"), ("1", "2")]
     assert problems == [
-        f"{tmp_path}/a.jsonl, line 2: no text under 'b'; there is a (str)",
-        f"{tmp_path}/a.parquet, row 2: no text under 'a'; there is a NoneType",
+        f"{tmp_path}/a.jsonl, line 2: it lacks a text under 'b'; there is a (str)",
+        f"{tmp_path}/a.parquet, row 2: it lacks a text under 'a'; there is a (NoneType), b (str)",
     ]
     (tmp_path / "a.txt").write_text("one")
     with pytest.raises(DataError, match=r"a\.txt: has one text, for json_keys=a b"):
@@ -155,8 +160,11 @@ def test_several_keys_are_read_together(tmp_path):
 @pytest.mark.parametrize(
     ("column", "problem"),
     [
-        (pyarrow.array([1, 2, 3]), "row 1: no text under 'text'; there is a int"),
-        (pyarrow.array(["a", "b", None]), "row 3: no text under 'text'; there is a NoneType"),
+        (pyarrow.array([1, 2, 3]), "row 1: it lacks a text under 'text'; there is text (int)"),
+        (
+            pyarrow.array(["a", "b", None]),
+            "row 3: it lacks a text under 'text'; there is text (NoneType)",
+        ),
         (pyarrow.array(["a", "b", "x" * 10_001]), "row 3: longer than max_document_bytes=10,000"),
         (pyarrow.array([b"a", b"b", b"\xff"]).view(pyarrow.utf8()), "row 3: not UTF-8"),
     ],
@@ -165,7 +173,7 @@ def test_several_keys_are_read_together(tmp_path):
 def test_a_row_of_parquet_that_is_no_text_is_named(tmp_path, column, problem):
     write_parquet(tmp_path / "a.parquet", {"text": column})
     for part_bytes in (None, 1):
-        with pytest.raises(DataError, match=rf"a\.parquet, {problem}"):
+        with pytest.raises(DataError, match=rf"a\.parquet, {re.escape(problem)}"):
             read(tmp_path / "a.parquet", part_bytes=part_bytes)
 
 
@@ -247,21 +255,30 @@ def test_patterns_are_expanded_in_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize("pieces", [1, 7, 10**6])
 @pytest.mark.parametrize("part_bytes", [None, 1, 25, 10**6])
 def test_a_stream_is_cut_by_its_content_not_by_when_it_comes(tmp_path, part_bytes, pieces):
-    parts, again = (
-        list(cut([piped(tmp_path, each)], ("text",), tmp_path, part_bytes, lambda: None))
+    found, again = (
+        list(parts([piped(tmp_path, each)], ("text",), LIMIT, part_bytes, lambda: None))
         for each in (pieces, 10)
     )
-    contents = [Path(part.path).read_bytes() for part in parts]
+    stretches = [piece for part in found for piece in part.pieces]
+    contents = [b"".join(piece.lines) for piece in stretches]
     assert b"".join(contents) == JSONL
-    assert all(len(content) >= (part_bytes or 1) for content in contents[:-1])
+    sizes = [len(content) + content.count(b"\n") for content in contents]
+    assert all(size >= (part_bytes or 1) for size in sizes[:-1])
     assert all(content.endswith(b"\n") for content in contents)
     assert len(contents) == {None: 1, 1: 5, 25: 3, 10**6: 1}[part_bytes]
     lines = [content.count(b"\n") for content in contents]
-    assert [part.lines_before for part in parts] == [sum(lines[:n]) for n in range(len(lines))]
-    assert [part.name for part in again] == [part.name for part in parts]
-    for part in parts:
-        part.forget()
-    assert not list(tmp_path.glob("stream-*"))
+    assert [piece.begin for piece in stretches] == [sum(lines[:n]) for n in range(len(lines))]
+    assert [part.name for part in again] == [part.name for part in found]
+
+
+def test_a_long_line_of_a_stream_is_cut_and_refused(tmp_path):
+    (tmp_path / "in").write_bytes(b"x" * 3_000_000 + b"\n" + JSONL)
+    os.mkfifo(tmp_path / "pipe")
+    feed = lambda: (tmp_path / "pipe").write_bytes((tmp_path / "in").read_bytes())  # noqa: E731
+    threading.Thread(target=feed, daemon=True).start()
+    texts, problems = read(tmp_path / "pipe", skip=True)
+    assert texts == LINES
+    assert problems == [f"{tmp_path}/pipe, line 1: longer than max_document_bytes=10,000"]
 
 
 def piped(folder: Path, pieces: int) -> str:
