@@ -22,9 +22,8 @@ def told(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:  # the latter two of damaged files
-        raise DataError(
-            f"{name}: cannot be read: {getattr(error, 'strerror', 0) or error}"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: cannot be read: {why}") from None
 
 
 def is_compressed(file: str) -> bool:

@@ -394,9 +394,12 @@ def build(*words: object, output: str = "out") -> list[str]:
         ("--input nowhere.jsonl", "nowhere.jsonl: cannot be read: No such file"),
         ("--input .", "cannot be read: Is a directory"),
         ("--input words.jsonl", "words.jsonl, line 1: not JSON"),
-        ("--input list.jsonl", "list.jsonl, line 1: a list, not an object with 'text'"),
-        ("--input other.jsonl", "no text under 'text'; there is body (str)"),
-        ("--input good.jsonl --json_keys body", "no text under 'body'; there is text (str)"),
+        ("--input list.jsonl", "list.jsonl, line 1: a list; a line has one JSON object"),
+        ("--input other.jsonl", "it lacks a text under 'text'; there is body (str)"),
+        (
+            "--input good.jsonl --json_keys body",
+            "lacks a text under 'body'; there is text (str)",
+        ),
         ("--input latin.jsonl", "latin.jsonl, line 1: not UTF-8"),
         ("--input blank.jsonl", "there are no documents to write"),
         ("--input words.jsonl good.jsonl", "words.jsonl, line 1: not JSON"),
@@ -695,9 +698,8 @@ def test_the_module_is_the_command(here):
     command = [sys.executable, "-m", "mlm_jax", "explain", "--config", "gpt22"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    message = (
-        "mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: gpt2, gpt3, llama, quickstart\n"
-    )
+    message = "mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: chat, gpt2, gpt3, llama,"
+        " quickstart, translate\n"
     assert ended.stderr == message
     version = [sys.executable, "-m", "mlm_jax", "--version"]
     assert subprocess.run(version, capture_output=True, check=True).stdout == b"mlm-jax 0.1.0\n"

@@ -15,7 +15,7 @@ from mlm_jax.data.preprocess.sentences import sentences
 from mlm_jax.data.tokenizer import END_OF_DOCUMENT, Tokenizer
 from mlm_jax.errors import ConfigError, DataError, MlmJaxError
 
-CHUNK = 300_000  # bytes tokenized at once by one thread: more is not faster
+CHUNK = 100_000  # bytes tokenized at once by one thread: more is not faster
 ON_ALL_CORES = 8_000_000
 
 

@@ -84,8 +84,7 @@ def in_processes(
         files = dict.fromkeys(piece.file for part in running.values() for piece in part.pieces)
         raise MlmJaxError(
             f"a worker ended while {', '.join([*files][:9])} was read, as it does when the system"
-            " has no memory left; with fewer --workers, or a lower --max_document_bytes, the same"
-            " command goes on from here"
+            " has no memory left; with fewer --workers the same command goes on from here"
         ) from None
     finally:
         ours.close()
