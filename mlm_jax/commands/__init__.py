@@ -78,5 +78,6 @@ class HelpConfig(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         for key, field in KEYS.items():
             doc = field.metadata["doc"]
-            print(f"{key:32} {field.default!s:12} {doc}  ({takes(field)})")
+            default = str(field.default).replace("\n", "\\n")
+            print(f"{key:32} {default:12} {doc}  ({takes(field)})")
         sys.exit(0)

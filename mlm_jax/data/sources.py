@@ -93,7 +93,8 @@ class TokenFile:
                 f"{self.name}: every document has one token, none is predicted from another; set"
                 " data.eod_mask_loss=False"
             )
-        if "://" in self.name or np.iinfo(indexed.dtype).max < vocab_size:
+        ids = indexed.dtype.kind in "iu"  # else GptSamples refuses them
+        if "://" in self.name or not ids or np.iinfo(indexed.dtype).max < vocab_size:
             return
         for i in range(0, len(indexed), max(1, indexed.n_tokens // CHECKED_TOKENS)):
             check_ids(indexed.tokens(i), vocab_size, self.name)
