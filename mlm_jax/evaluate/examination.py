@@ -31,13 +31,13 @@ class Examination:
         self.feed = Feed(data.valid, layout) if data.valid else None
 
     def hold(self, params: nnx.State, step: int, last: bool) -> bool:
-        """All parts that metrics.jsonl does not have yet, completions at the last step only.
+        """All parts that metrics.jsonl does not have yet, the last two at the last step only.
 
         A signal ends it, between two batches of the evaluation too. Returns whether all is there.
         """
         parts = {"eval": self.evaluate, "sample": self.sample}
         if last:
-            parts["completions"] = self.complete
+            parts |= {"baselines": self.compare, "completions": self.complete}
         done = self.rows.names(step)
         for name, write in parts.items():
             if self.stop:
@@ -75,12 +75,13 @@ class Examination:
                 text = generate(model, [prompt], max_tokens=room, seed=step, stop=stop)[0]
                 self.rows.write("event", step, event="sample", prompt=prompt, text=text)
 
-    def complete(self, params: nnx.State, step: int) -> None:
-        """With built-in corpora: simple baselines, and with Python's what completions are worth."""
-        if not self.data.corpus:
-            return
-        if self.data.corpus.baselines:
+    def compare(self, params: nnx.State, step: int) -> None:
+        """What is reached without a network, of a built-in corpus."""
+        if self.data.corpus and self.data.corpus.baselines:
             self.rows.write("event", step, event="baselines", **self.data.corpus.baselines)
+
+    def complete(self, params: nnx.State, step: int) -> None:
+        """With Python's sources: what completions are worth."""
         if self.writes_python and self.run.model.seq_len >= 128:
             rows = complete(self.model(params), seed=self.run.train.seed)
             self.rows.write("event", step, event="completions", completions=rows)
