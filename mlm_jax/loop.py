@@ -184,12 +184,13 @@ class Story:
         """The train step for the shape of batch k; what it takes is written down."""
         begun = time.perf_counter()
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        self.rows.write("event", k, event="compiling", parameters=parameters)
+        size = self.sizes.size(k)
+        self.rows.write("event", k, event="compiling", parameters=parameters, batch_size=size)
         step_fn = self.steps.train.lower(state, self.feed.batch(k)).compile()
         memory = step_fn.memory_analysis()
         self.rows.write(
             "event", k, event="compiled", seconds=time.perf_counter() - begun,
-            parameters=parameters, batch_size=self.sizes.size(k),
+            parameters=parameters, batch_size=size,
             devices=self.layout.mesh.size, device_kind=jax.devices()[0].device_kind,
             state_gib=memory.argument_size_in_bytes / 2**30,
             temporary_gib=memory.temp_size_in_bytes / 2**30,

@@ -25,7 +25,7 @@ class Terminal:
             "━─" if self._encoding.lower().startswith("utf") else "=."
         )
         self._bits_per_byte: float | None = None
-        self._line = ""
+        self._line, self._compiled = "", 0
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Shows one row of metrics.jsonl."""
@@ -38,8 +38,12 @@ class Terminal:
                 fields.append(f"bits/byte {_number(row['bits_per_byte'])}")
             self.say("  ".join(fields))
         elif row.get("event") == "compiling":
-            resumed = f"resuming at step {row['step']}: " if row["step"] else ""
-            self.say(f"{resumed}compiling a step of {short_number(row['parameters'])} parameters")
+            step, size, self._compiled = row["step"], row.get("batch_size"), self._compiled + 1
+            parameters = f"{short_number(row['parameters'])} parameters"
+            begin = f"resuming at step {step}: " if step and self._compiled == 1 else ""
+            if self._compiled > 1:
+                begin = f"from step {step + 1} on batches have {size} sequences: "
+            self.say(f"{begin}compiling a step of {parameters}")
         elif row.get("event") == "sample":
             head = f"sample  step {row['step']}  "
             prompt, text = (
@@ -61,7 +65,7 @@ class Terminal:
         """Leaves the last bar standing and the cursor on a line of its own."""
         if self._line:
             print(file=self._stream, flush=True)
-            self._line = ""
+            self._line, self._compiled = "", 0
 
     def _show_step(self, row: Mapping[str, Any]) -> None:
         step, total = row["step"], max(self._total, 1)

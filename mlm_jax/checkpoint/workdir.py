@@ -51,9 +51,10 @@ def check_same_run(
         return
     saved = saved_tokenizer(workdir)
     if tokenizer and saved and not load_tokenizer(saved).same_as(tokenizer):
+        builtin = " (the built-in corpus: by another version of Python)" * (run.data.path is None)
         raise CheckpointError(
-            f"workdir {workdir} was trained with another tokenizer (with the built-in corpus: by"
-            " another version of Python); choose another workdir"
+            f"workdir {workdir} was trained with another tokenizer{builtin}, whose ids or special"
+            " tokens are others; choose another workdir"
         )
     there, here = (_flat(r.to_dict()) for r in (read_run(workdir), run))
     differ = [f"{k} is {there[k]!r} there, {here[k]!r} here" for k in FIXED if there[k] != here[k]]

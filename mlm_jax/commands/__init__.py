@@ -69,6 +69,8 @@ def path(text: str) -> Path:
     """A path from the command line. An empty one is a variable that is not set, not this folder."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
+    if "://" in text:  # which only data.path takes
+        raise argparse.ArgumentTypeError(f"{text} is an address; copy it to a disk first")
     return Path(text).expanduser()
 
 

@@ -6,6 +6,7 @@ Source: megatron/core/datasets/utils.py (core 0.16 and 0.20).
 import contextlib
 import json
 import math
+import reprlib
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,11 @@ def of_value(value: Any) -> Blend:
     if not isinstance(value, list) or not all(
         isinstance(item, str | int | float) and not isinstance(item, bool) for item in value
     ):
-        raise DataError(f'{value!r} is no blend; write ["0.7", "A", "0.3", "B"] or ["A", "B"]')
+        told = reprlib.repr(value)
+        raise DataError(
+            f'{told} is no blend; write ["0.7", "A", "0.3", "B"] or ["A", "B"], and conversations'
+            " or pairs one a line, in a .jsonl"
+        )
     return blend_of([str(item) for item in value])
 
 

@@ -1,6 +1,9 @@
 """From settings to batches: batch k is a function of seed, batch sizes and data alone."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -89,14 +92,22 @@ class Batches:
             # Memory shared with grain's processes is not all freed (0.2.18): batches are small.
             through_pipes = grain.experimental.DatasetOptions(min_shm_size=2**40)
             batches = grain.experimental.WithOptionsIterDataset(batches, through_pipes)
-            batches = batches.mp_prefetch(options, worker_init_fn=deaf_to_ctrl_c)
+            batches = batches.mp_prefetch(options, worker_init_fn=end_with_parent)
         with closing(iter(batches)) as batches:
             yield from batches
 
 
-def deaf_to_ctrl_c(*_: int) -> None:
-    """A terminal sends it to worker processes too, which end with the one that reads them."""
+def end_with_parent(*_: int) -> None:
+    """In a worker process: not at Ctrl-C, which a terminal sends it too, but however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
 
 
 def open_data(run: RunConfig) -> Data:

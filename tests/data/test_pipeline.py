@@ -3,6 +3,9 @@
 import gzip
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -298,6 +301,47 @@ def test_worker_processes_read_the_same_and_end_with_the_iterator():
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     ahead.close()
+    gone(workers)
+
+
+@pytest.mark.multiprocess
+def test_worker_processes_end_with_a_killed_parent(tmp_path):
+    script = f"""
+from mlm_jax.data.pipeline import open_data
+from mlm_jax.door import from_dict
+import multiprocessing
+if __name__ == "__main__":
+    data = {{"path": {str(DATA / "prose_a_text_document")!r}, "workers": 2}}
+    run = from_dict({{"data": data, "model": {{"seq_len": 64, "vocab_size": 8192}}}})
+    ahead = open_data(run).train.prefetch(0, 1000)
+    next(ahead)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    multiprocessing.Event().wait()
+"""
+    (tmp_path / "reads.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "reads.py")], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    limit = time.monotonic() + 30
+    while any(map(is_alive, workers)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(workers: list) -> None:
     limit = time.monotonic() + 30
     while any(worker.is_alive() for worker in workers) and time.monotonic() < limit:
         time.sleep(0.1)
