@@ -128,6 +128,15 @@ class LayoutConfig:
     tp: int | None = setting(None, "tensor parallel", low=-1)
     sequence_parallel: bool | None = setting(None, "split the residual stream over tp")
     zero: int = setting(0, "1: optimizer state and gradients split over dp", low=0, below=2)
+    pipeline: Literal["gpipe", "circular", "1f1b"] | None = setting(
+        None, "order of the work of pp stages; None: 1f1b"
+    )
+    chunks: int | None = setting(
+        None, "parts of the model on a stage; more make it wait less (circular, 1f1b)", low=1
+    )
+    cp_attention: Literal["ring", "all_gather"] | None = setting(
+        None, "how keys and values go round under cp; None: ring"
+    )
     rules: Table = setting((), "rows of the table from dims to axes to replace: mlp=tp; vocab=")
     weights: Table = setting((), "dims of weights by a regex of their name: mlp.up=mlp,embed")
 

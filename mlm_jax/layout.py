@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -61,7 +62,7 @@ SETTINGS = {  # the setting behind a dim, for messages
     "batch": "train.global_batch_size / train.accumulate",
 }  # fmt: skip
 
-NOT_YET = {"pp": "pipeline", "ep": "expert", "cp": "context"}
+NOT_YET = {"ep": "expert"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,20 @@ class Layout:
     rules    dim -> mesh axes that split it
     weights  (regex of a weight's path, dims): names that replace the model's own
     zero     1: gradients and optimizer state are split over dp too (ZeRO: Rajbhandari et al. 2020)
+    pipeline     order of the work of pp stages: gpipe, circular or 1f1b (models.pipeline)
+    chunks       parts of the model that a pp stage holds, each of layers in a row
+    cp_attention     how attention sees the whole sequence under cp: ring or all_gather
+    manual   axes that the code at hand splits by itself, inside a shard_map: see `inside`
     """
 
     mesh: Mesh | AbstractMesh
     rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: RULES)
     weights: tuple[tuple[str, tuple[str, ...]], ...] = ()
     zero: int = 0
+    pipeline: str = "1f1b"
+    chunks: int = 1
+    cp_attention: str = "ring"
+    manual: tuple[str, ...] = ()
 
     def __repr__(self) -> str:  # a model shows its layout once a module
         return f"Layout({_sizes(self.mesh.shape)})"
@@ -89,7 +98,8 @@ class Layout:
     def create(
         cls, devices: Sequence[Any] | int | None = None, *, pp=1, dp=1, fsdp=1, ep=1, cp=1,
         tp=1, sequence_parallel=False, rules: Mapping[str, Sequence[str]] | None = None, weights=(),
-        zero: int = 0,
+        zero: int = 0, pipeline: str | None = None, chunks: int | None = None,
+        cp_attention: str | None = None,
     ) -> "Layout":  # fmt: skip
         """A layout over `devices` (default: all; a number: only imagined, for `explain`)."""
         devices = jax.devices() if devices is None else devices
@@ -116,6 +126,7 @@ class Layout:
             problems.append(f"layout.zero={zero!r} is not built; try 0 or 1")
         elif zero and dp == 1:
             problems.append(f"layout.zero={zero} does nothing with layout.dp=1; leave it out")
+        problems += _idle_schedules(sizes, pipeline, chunks, cp_attention)
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
         problems += _bad_rules(table, weights)
@@ -123,9 +134,12 @@ class Layout:
             raise LayoutError("this layout cannot be made:\n  " + "\n  ".join(problems))
         auto = (AxisType.Auto,) * len(MESH_AXES)  # GSPMD; make_mesh alone would give Explicit axes
         if isinstance(devices, int):
-            return cls(AbstractMesh(shape, MESH_AXES, axis_types=auto), table, tuple(weights), zero)
-        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
-        return cls(mesh, table, tuple(weights), zero)
+            mesh = AbstractMesh(shape, MESH_AXES, axis_types=auto)
+        else:
+            mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+        pipeline = pipeline or "1f1b"
+        chunks = chunks or (2 if pipeline == "circular" else 1)
+        return cls(mesh, table, tuple(weights), zero, pipeline, chunks, cp_attention or "ring")
 
     @classmethod
     def from_config(
@@ -140,11 +154,13 @@ class Layout:
         layout = cls.create(
             devices, **sizes, sequence_parallel=sequence_parallel,
             rules=dict(run.layout.rules), weights=run.layout.weights,
-            zero=run.layout.zero if training else 0,
+            zero=run.layout.zero if training else 0, pipeline=run.layout.pipeline,
+            chunks=run.layout.chunks, cp_attention=run.layout.cp_attention,
         )  # fmt: skip
         if not training:
             return layout.fit(run.model)
         fitted = layout.fit(run.model, batch=run.train.microbatch)
+        layout.check_microbatches(run)
         small = [n for n in BatchSizes.of(run).sizes() if n < run.train.microbatch]
         if wrong := [n for n in small if n % layout.ways("batch")]:
             raise LayoutError(
@@ -159,18 +175,40 @@ class Layout:
         return P(*(self.axes(dim) or None for dim in dims))
 
     def axes(self, dim: str | None) -> tuple[str, ...]:
-        """The mesh axes of size above 1 that split this dim."""
-        return tuple(a for a in self.rules[dim] if self.mesh.shape[a] > 1) if dim else ()
+        """The mesh axes of size above 1 that split this dim of an array at hand."""
+        idle = self.manual
+        return (
+            tuple(a for a in self.rules[dim] if self.mesh.shape[a] > 1 and a not in idle)
+            if dim
+            else ()
+        )
 
     def sharding(self, *dims: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(*dims))
 
     def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, self.sharding(*dims))
+        inside = self.manual  # where the mesh is that of the shard_map around us
+        where = self.spec(*dims) if inside else self.sharding(*dims)
+        return jax.lax.with_sharding_constraint(x, where)
 
     def ways(self, dim: str) -> int:
         """Into how many parts this dim is split."""
-        return math.prod(self.mesh.shape[axis] for axis in self.rules[dim])
+        return math.prod(self.mesh.shape[axis] for axis in self.axes(dim))
+
+    def inside(self, *axes: str) -> "Layout":
+        """This layout within a shard_map over these axes, where an array is a device's own part."""
+        return dataclasses.replace(self, manual=axes)
+
+    def order(self, seq_len: int) -> np.ndarray:
+        """[T] places of a sequence in the order in which activations hold them under cp.
+
+        Of 2 cp parts in a row, device i holds the parts i and 2 cp - 1 - i: an early and a late
+        one, so that causal attention is as much work on each (zigzag: Llama 3, section 3.3.2).
+        """
+        n = 2 * self.mesh.shape["cp"]
+        parts = np.arange(seq_len).reshape(n, -1) if n > 2 else np.arange(seq_len)[None]
+        zigzag = [part for i in range(n // 2) for part in (i, n - 1 - i)] if n > 2 else [0]
+        return parts[zigzag].reshape(-1)
 
     def on_gpu(self) -> bool:
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
@@ -244,6 +282,22 @@ class Layout:
         fitted.check(**dims)
         return fitted
 
+    def check_microbatches(self, run: RunConfig) -> None:
+        """Raises LayoutError unless every batch has microbatches enough to fill the pipeline."""
+        pp, accumulate = self.mesh.shape["pp"], run.train.accumulate
+        for size in BatchSizes.of(run).sizes():
+            n = run.train.microbatches(size)
+            fits = n % pp == 0 if self.chunks > 1 else n >= pp
+            if not fits:
+                near = [k for k in range(pp, size + 1) if size % k == 0]
+                near = [k for k in near if self.chunks == 1 or k % pp == 0]
+                want = f"a multiple of layout.pp={pp}" if self.chunks > 1 else f"layout.pp={pp}"
+                raise LayoutError(
+                    f"train.accumulate={accumulate} makes {n} microbatches of {size} sequences,"
+                    f" and a pipeline needs {want}{'' if self.chunks > 1 else ' at least'};"
+                    f" try accumulate {_either(near[:3]) if near else 'with a larger batch'}"
+                )
+
     def whole_sequence(self) -> "Layout":
         """This layout without sequence parallelism: generation adds one token a turn."""
         return dataclasses.replace(
@@ -254,7 +308,8 @@ class Layout:
         """Raise one LayoutError with every dim that does not divide, and sizes that would."""
         misfits = {}
         for dim, size in sizes.items():
-            axes, ways = self.axes(dim), self.ways(dim)
+            axes, factors = self.axes(dim), self._factors(dim)
+            ways = math.prod(n for _, n in factors)
             if size % ways == 0:
                 continue
             name = SETTINGS.get(dim, dim)
@@ -265,13 +320,20 @@ class Layout:
             if len(axes) == 1:
                 divisors = [d for d in range(1, min(size, 2 * ways) + 1) if size % d == 0]
                 hint += f", or {axes[0]} {_either(divisors[-3:])}"
-            product = " * ".join(f"layout.{a}" for a in axes)
+            product = " * ".join(name for name, _ in factors)
             misfits[name] = f"{name} = {size} does not divide by {product} = {ways}; {hint}"
         if misfits:
             raise LayoutError(
                 f"layout {_sizes(self.mesh.shape)} does not fit this run:\n  "
                 + "\n  ".join(misfits.values())
             )
+
+    def _factors(self, dim: str) -> list[tuple[str, int]]:
+        """What a size must divide by, named: mesh axes, and the parts that schedules make."""
+        axes = self.axes(dim)
+        more = {"pp": ("layout.chunks", self.chunks), "cp": ("2 of zigzag", 2)}
+        factors = [(f"layout.{a}", self.mesh.shape[a]) for a in axes]
+        return factors + [more[a] for a in axes if a in more and more[a][1] > 1]
 
     def explain(self, params: nnx.State) -> list[dict]:
         """One row a weight: path, shape, dims, the rules that fired, spec, bytes a device holds."""
@@ -307,6 +369,26 @@ class Layout:
         if problem:
             raise LayoutError(f"weight {path_name(path)} with dims {dims} {problem}")
         return dims
+
+
+def _idle_schedules(
+    sizes: Mapping[str, int], pipeline: str | None, chunks: int | None, cp_attention: str | None
+) -> list[str]:
+    """Settings of schedules that would do nothing, or contradict each other."""
+    checks = [
+        (sizes["pp"] == 1 and pipeline is not None,
+         f"layout.pipeline={pipeline!r} does nothing with layout.pp=1; leave it out"),
+        (sizes["pp"] == 1 and chunks is not None,
+         f"layout.chunks={chunks} does nothing with layout.pp=1; leave it out"),
+        (sizes["pp"] > 1 and pipeline == "gpipe" and (chunks or 1) > 1,
+         f"layout.pipeline='gpipe' has one chunk a stage, not layout.chunks={chunks}; try"
+         " circular"),
+        (sizes["pp"] > 1 and pipeline == "circular" and chunks == 1,
+         "layout.pipeline='circular' with layout.chunks=1 is gpipe; try chunks 2"),
+        (sizes["cp"] == 1 and cp_attention is not None,
+         f"layout.cp_attention={cp_attention!r} does nothing with layout.cp=1; leave it out"),
+    ]  # fmt: skip
+    return [message for wrong, message in checks if wrong]
 
 
 def resolve(cfg: LayoutConfig, count: int) -> tuple[dict[str, int], bool]:

@@ -90,8 +90,11 @@ def test_single_takes_one_device_of_many():
         ({"dp": 3, "tp": 3}, ["dp=3 tp=3 is 9 devices", "there are 8"]),
         ({"sequence_parallel": True}, ["layout.sequence_parallel=True", "layout.tp=1", "leave it"]),
         ({"zero": 1, "fsdp": 8}, ["layout.zero=1 does nothing with layout.dp=1; leave it out"]),
-        ({"pp": 2}, ["layout.pp=2", "not built yet", "try pp=1"]),
-        ({"ep": 2, "cp": 2}, ["layout.ep=2", "expert", "layout.cp=2", "context"]),
+        ({"ep": 2}, ["layout.ep=2", "not built yet", "try ep=1"]),
+        (
+            {"ep": 2, "cp_attention": "ring"},
+            ["layout.ep=2", "expert", "layout.cp_attention", "cp=1"],
+        ),
         ({"rules": {"mpl": ("tp",)}}, ["no array has a dim 'mpl'", "try mlp"]),
         ({"rules": {"mlp": ("tpp",)}}, ["mlp='tpp' is no mesh axis", "or tp"]),
         ({"weights": {"up": ("embd", "mlp")}}, ["'embd' has no rule", "embed"]),

@@ -209,7 +209,7 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
         ({"layout.dp": -1, "layout.tp": -1}, "at most one takes the rest"),
         ({"train.global_batch_size": 4}, "= 4 does not divide by layout.dp = 8; try 8, or dp 1"),
         ({"train.accumulate": 2}, "= 4 does not divide by layout.dp = 8"),
-        ({"layout.pp": 2}, "pipeline parallelism is not built yet"),
+        ({"layout.pp": 2}, "a pipeline needs layout.pp=2 at least; try accumulate 2, 4 or 8"),
         ({"layout.sequence_parallel": 1}, "does nothing with layout.tp=1"),
         ({"layout.rules": "mpl=tp"}, "no array has a dim 'mpl'; try mlp"),
         ({"layout.rules": "mlp=pt"}, "'pt' is no mesh axis"),
