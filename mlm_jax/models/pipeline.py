@@ -65,7 +65,7 @@ class Pipeline:
 
     def at(self, operation: jax.Array, backward: bool = False) -> Place:
         p, v, virtual = self.p, self.v, self.p * self.v
-        valid = (0 <= operation) & (operation < self.m * v)
+        valid = (operation >= 0) & (operation < self.m * v)
         group, r = jnp.divmod(jnp.clip(operation, 0, self.m * v - 1), virtual)
         chunk = v - 1 - r // p if backward else r // p
         micro = group * p + r % p
