@@ -72,8 +72,8 @@ def _forward(formula: Formula, of: Operands) -> Any:
 def _backward(formula: Formula, saved: tuple[Operands, jax.Array, jax.Array], g: jax.Array) -> Any:
     of, out, lse = saved
     mean = jnp.sum(out.astype(lse.dtype) * g.astype(lse.dtype), axis=-1)  # of dp, by p
-    dqs, dk, dv = [], *(jnp.zeros(x.shape, lse.dtype) for x in (of.k, of.v))
-    for rows, keys in _blocks(of, formula.window):
+    dqs, dk, dv = [], None, None
+    for rows, keys in reversed(_blocks(of, formula.window)):
         s, seen = _scores(formula, of, rows, keys)
         p = jnp.where(seen, jnp.exp(s - lse[..., rows, None]), 0)
         dp = _dot("BKGTH,BKSH->BKGTS", g[..., rows, :], of.v[:, :, keys])
@@ -82,9 +82,9 @@ def _backward(formula: Formula, saved: tuple[Operands, jax.Array, jax.Array], g:
             ds *= 1 - jnp.square(s / formula.softcap)
         ds, p = (x.astype(g.dtype) for x in (ds, p))
         dqs.append(_dot("BKGTS,BKSH->BKGTH", ds, of.k[:, :, keys]))
-        dk = dk.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
-        dv = dv.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
-    dq = jnp.concatenate(dqs, axis=3) * formula.scale
+        dk = _added(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
+        dv = _added(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
+    dq = jnp.concatenate(dqs[::-1], axis=3) * formula.scale
     dq, dk, dv = (x.astype(g.dtype) for x in (dq, dk * formula.scale, dv))
     return (Operands(dq, dk, dv, None, None),)
 
@@ -122,3 +122,10 @@ def _scores(
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(dims, a, b, preferred_element_type=wide(a.dtype))
+
+
+def _added(total: jax.Array | None, keys: slice, part: jax.Array) -> jax.Array:
+    """total [B, K, S, H] with a part of it added; the first, of the last keys, makes it."""
+    if total is None:
+        return jnp.pad(part, ((0, 0), (0, 0), (keys.start, 0), (0, 0)))
+    return total.at[:, :, keys].add(part)
