@@ -12,7 +12,7 @@ from mlm_jax.layout import Layout
 from mlm_jax.models.pipeline import Parts, exchanges, pipelined_grads, pipelined_sums
 from mlm_jax.step import make_steps
 from tests.collectives import collectives
-from tests.conftest import tiny_batch, tiny_layout, tiny_run
+from tests.conftest import place, tiny_batch, tiny_layout, tiny_run
 
 V, D, T, B = 11, 6, 8, 4
 
@@ -160,6 +160,17 @@ def test_a_tick_sends_one_activation_on_and_one_gradient_back(chunks):
     # Gradients are summed over dp once, after the ticks.
     assert {c.kind for c in found} == {"collective-permute", "all-reduce"}
     assert not [c for c in found if c.kind == "all-reduce" and c.looped]
+
+
+def test_an_evaluation_goes_through_the_stages():
+    run = tiny_run(model={"n_layers": 4, "dropout": 0.1}, train={"accumulate": 4})
+    layouts = tiny_layout(run), tiny_layout(run, pp=2, chunks=2, dp=2, tp=2)
+    nats = []
+    for layout in layouts:
+        steps = make_steps(run, layout)
+        batch = place(tiny_batch(run, packed=True), layout)
+        nats.append(jax.device_get(steps.evaluate(steps.init().params, batch)))
+    np.testing.assert_allclose(nats[1], nats[0], rtol=1e-6)
 
 
 def blocks():
