@@ -199,16 +199,28 @@ class Layout:
         """This layout within a shard_map over these axes, where an array is a device's own part."""
         return dataclasses.replace(self, manual=axes)
 
+    @property
+    def context(self) -> int:
+        """Into how many parts sequences are split, also where the code at hand does so itself."""
+        return self.mesh.shape["cp"] if "cp" in self.rules["seq"] else 1
+
     def order(self, seq_len: int) -> np.ndarray:
         """[T] places of a sequence in the order in which activations hold them under cp.
 
         Of 2 cp parts in a row, device i holds the parts i and 2 cp - 1 - i: an early and a late
         one, so that causal attention is as much work on each (zigzag: Llama 3, section 3.3.2).
         """
-        n = 2 * self.mesh.shape["cp"]
-        parts = np.arange(seq_len).reshape(n, -1) if n > 2 else np.arange(seq_len)[None]
-        zigzag = [part for i in range(n // 2) for part in (i, n - 1 - i)] if n > 2 else [0]
-        return parts[zigzag].reshape(-1)
+        n = 2 * self.context
+        if n == 2:
+            return np.arange(seq_len)
+        if seq_len % n:
+            near = sorted({seq_len // n * n, -(-seq_len // n) * n} - {0})
+            raise LayoutError(
+                f"a sequence of {seq_len} tokens does not divide by layout.cp={n // 2} * 2 of"
+                f" zigzag; try {_either(near)}, or another layout"
+            )
+        zigzag = [part for i in range(n // 2) for part in (i, n - 1 - i)]
+        return np.arange(seq_len).reshape(n, -1)[zigzag].reshape(-1)
 
     def on_gpu(self) -> bool:
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else None
@@ -299,10 +311,8 @@ class Layout:
                 )
 
     def whole_sequence(self) -> "Layout":
-        """This layout without sequence parallelism: generation adds one token a turn."""
-        return dataclasses.replace(
-            self, rules=dict(self.rules) | {"residual_seq": self.rules["seq"]}
-        )
+        """This layout with no sequence split, where cp idles: generation adds a token a turn."""
+        return dataclasses.replace(self, rules=dict(self.rules) | {"seq": (), "residual_seq": ()})
 
     def check(self, **sizes: int) -> None:
         """Raise one LayoutError with every dim that does not divide, and sizes that would."""

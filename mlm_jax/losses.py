@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.errors import ConfigError
+from mlm_jax.layers.context import in_order
 from mlm_jax.layers.watch import Seen
 from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
 
+ROWS = ("tokens", "targets", "weights", "segments", "positions")  # what a batch has of each token
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 
 
@@ -34,6 +36,7 @@ def next_token_nats(
     z_loss: keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5: 1e-4).
     seen: gets the sizes of activations.
     """
+    batch = in_order({k: batch[k] for k in ROWS if k in batch}, model.layout)
     h_BTD = model.hidden(
         batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
         rngs=rngs, seen=seen,
@@ -45,33 +48,36 @@ def nats_of_hidden(
     model: Any, h_BTD: jax.Array, batch: Mapping[str, jax.Array], *, chunks: int | None = None,
     z_loss: float = 0.0,
 ) -> Nats:  # fmt: skip
-    """The same from the last hidden states."""
+    """The same from the last hidden states, in the order of the layout, as the batch is."""
     layout, w_VD = model.layout, model.head.matrix(model.embedding)
-    n, parts = layout.ways("batch"), layout.ways("residual_seq")
+    n, c, parts = (layout.ways(dim) for dim in ("batch", "seq", "residual_seq"))
     B, T, _ = h_BTD.shape
     if chunks is None:
-        chunks = fewest_chunks(T // parts, B // n * T * w_VD.shape[0] // layout.ways("vocab") * 4)
+        held = B // n * T // c * w_VD.shape[0] // layout.ways("vocab")  # logits on a device
+        chunks = fewest_chunks(T // parts, held * 4)
 
     def split(x_BT: jax.Array) -> jax.Array:
-        """[C, n, B/n, parts, t, ...]: a device keeps its own rows, and its part of a chunk."""
-        x = x_BT.reshape(n, B // n, parts, chunks, T // parts // chunks, *x_BT.shape[2:])
-        return jnp.moveaxis(x, 3, 0)
+        """[C, n, c, B/n, parts/c, t, ...]: a device keeps its own rows, and its part of a chunk."""
+        x = x_BT.reshape(n, B // n, c, parts // c, chunks, T // parts // chunks, *x_BT.shape[2:])
+        return jnp.moveaxis(x, (4, 2), (0, 2))
 
-    def nats_of(w_nVD: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array) -> Nats:
+    def nats_of(w_ncVD: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array) -> Nats:
         h, targets, weights = (
-            layout.constrain(x, "batch", *(None,) * (x.ndim - 1)).reshape(n, -1, *x.shape[4:])
+            layout.constrain(x, "batch", "seq", *(None,) * (x.ndim - 2))
+            .reshape(n, c, -1, *x.shape[5:])
             for x in (h, targets, weights)
-        )
+        )  # fmt: skip
         with jax.named_scope("head"):
-            logits_nMV = model.head(h, w_nVD)
-            log_z_nM = jax.nn.logsumexp(logits_nMV, axis=-1)
-            nats = ((log_z_nM - target_logit(logits_nMV, targets)) * weights).sum()
-        return Nats(nats + z_loss * (log_z_nM**2 * weights).sum(), jax.lax.stop_gradient(nats))
+            logits_ncMV = model.head(h, w_ncVD)
+            log_z_ncM = jax.nn.logsumexp(logits_ncMV, axis=-1)
+            nats = ((log_z_ncM - target_logit(logits_ncMV, targets)) * weights).sum()
+        return Nats(nats + z_loss * (log_z_ncM**2 * weights).sum(), jax.lax.stop_gradient(nats))
 
     # A copy of the matrix for each part of the batch: its gradient is summed over the chunks where
     # it is made, and over devices once, when the broadcast is differentiated.
-    w_nVD = layout.constrain(jnp.broadcast_to(w_VD, (n, *w_VD.shape)), "batch", "vocab", None)
-    return over_chunks(nats_of, w_nVD, *map(split, (h_BTD, batch["targets"], batch["weights"])))
+    w_ncVD = jnp.broadcast_to(w_VD, (n, c, *w_VD.shape))
+    w_ncVD = layout.constrain(w_ncVD, "batch", "seq", "vocab", None)
+    return over_chunks(nats_of, w_ncVD, *map(split, (h_BTD, batch["targets"], batch["weights"])))
 
 
 def check_chunks(chunks: int | None, seq_len: int, layout: Layout) -> None:

@@ -8,8 +8,9 @@ from flax import nnx
 
 from mlm_jax.config import RunConfig
 from mlm_jax.layers.attention import View
+from mlm_jax.layers.context import in_order, places
 from mlm_jax.layout import Layout
-from mlm_jax.losses import nats_of_hidden
+from mlm_jax.losses import ROWS, nats_of_hidden
 from mlm_jax.models import declare
 from mlm_jax.models.block import run_blocks
 from mlm_jax.models.pipeline import AXES, Parts, pipelined_grads, pipelined_sums
@@ -24,7 +25,7 @@ def staged_loss_and_grads(
     rest, blocks = apart(params)
     micros |= {"total": jnp.broadcast_to(total, len(micros["tokens"]))}
     sums, (d_rest, d_blocks) = pipelined_grads(
-        parts_of(run, layout), rest, blocks, in_row_order(micros), layout, run.train.remat
+        parts_of(run, layout), rest, blocks, ordered(micros, layout), layout, run.train.remat
     )
     return sums / total, nnx.State({**d_rest, "blocks": d_blocks})
 
@@ -32,7 +33,7 @@ def staged_loss_and_grads(
 def staged_nats(params: nnx.State, micros: Micros, run: RunConfig, layout: Layout) -> jax.Array:
     """The sum of nats over the batch, without dropout."""
     micros |= {"total": jnp.ones(len(micros["tokens"]))}
-    return pipelined_sums(parts_of(run, layout), *apart(params), in_row_order(micros), layout)
+    return pipelined_sums(parts_of(run, layout), *apart(params), ordered(micros, layout), layout)
 
 
 def apart(params: nnx.State) -> tuple[dict[str, Any], Any]:
@@ -40,11 +41,13 @@ def apart(params: nnx.State) -> tuple[dict[str, Any], Any]:
     return parts, parts.pop("blocks")
 
 
-def in_row_order(micros: Micros) -> Micros:
-    """With the positions said, since a part of a row does not know its own."""
-    T = micros["tokens"].shape[-1]
-    positions = jnp.broadcast_to(jnp.arange(T), micros["tokens"].shape)
-    return {"positions": positions, **micros}
+def ordered(micros: Micros, layout: Layout) -> Micros:
+    """With rows in the order of the layout, and all positions said."""
+    rows = {name: micros[name] for name in ROWS if name in micros}
+    if "positions" not in rows:
+        T = rows["tokens"].shape[-1]
+        rows["positions"] = jnp.broadcast_to(jnp.arange(T), rows["tokens"].shape)
+    return micros | in_order(rows, layout)
 
 
 def parts_of(run: RunConfig, layout: Layout) -> Parts:
@@ -52,8 +55,8 @@ def parts_of(run: RunConfig, layout: Layout) -> Parts:
     # Where the whole tick is computed again, its blocks need not be once more.
     ticks_again = run.train.remat == "full" and layout.pipeline != "1f1b"
     remat = "none" if ticks_again else run.train.remat
-    declared = declare(run.model, layout.inside(*AXES), remat)
-    graphdef, shapes = nnx.split(declared, nnx.Param)
+    inside = layout.inside(*AXES)
+    graphdef, shapes = nnx.split(declare(run.model, inside, remat), nnx.Param)
     no_rest, no_blocks = apart(shapes)  # but their shapes
 
     def model(rest: Any, blocks: Any = None) -> Any:
@@ -61,7 +64,9 @@ def parts_of(run: RunConfig, layout: Layout) -> Parts:
         return nnx.merge(graphdef, nnx.State({**rest, "blocks": blocks}))
 
     def view(micro: Micros) -> View:
-        return View.of(run.model, micro["positions"], micro.get("segments"), slots=0)
+        positions = micro["positions"]
+        here = places(inside, positions.shape[1])
+        return View.of(run.model, positions, micro.get("segments"), here)
 
     def first(rest: Any, micro: Micros) -> jax.Array:
         return model(rest).embed(micro["tokens"], view(micro), micro.get("keys"))

@@ -12,6 +12,7 @@ from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.causal import Formula, causal_attention
+from mlm_jax.layers.context import context_attention
 from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.rotary import rotary_angles, rotate
 from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
@@ -19,30 +20,25 @@ from mlm_jax.layout import Layout
 
 
 class View(NamedTuple):
-    """What a token may look at, computed once for all layers.
+    """What a token is to others, computed once for all layers.
 
-    positions [B, T] int32; angles [B, T, H/2] or None; mask bool [B, 1, T, S], True is seen, or
-    None: everything before, and itself.
+    positions int32 [B, T]; angles [B, T, H/2] or None; segments int32 [B, T]: tokens of a document
+    share a number; None: a row is one. places int32 [T]: of tokens in their rows, by which dropout
+    draws (positions begin again with a document); None with a cache.
     """
 
     positions_BT: jax.Array
     angles_BTh: jax.Array | None
-    mask_B1TS: jax.Array | None
+    segments_BT: jax.Array | None
+    places_T: jax.Array | None
 
     @classmethod
     def of(
-        cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None, slots: int
-    ) -> "View":
-        """segments_BT: a document's tokens share a number. slots: keys in a cache, or 0."""
+        cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None = None,
+        places_T: jax.Array | None = None,
+    ) -> "View":  # fmt: skip
         angles = rotary_angles(cfg, positions_BT) if cfg.positions == "rotary" else None
-        mask = None
-        if slots:
-            mask = (jnp.arange(slots) <= positions_BT[..., None])[:, None]
-        elif segments_BT is not None:
-            T = segments_BT.shape[1]
-            same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-            mask = (same_BTS & jnp.tri(T, dtype=bool))[:, None]
-        return cls(positions_BT, angles, mask)
+        return cls(positions_BT, angles, segments_BT, places_T)
 
 
 class Attention(nnx.Module):
@@ -57,6 +53,11 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
+        if cfg.attention == "cudnn" and layout.context > 1:
+            raise ConfigError(
+                f"model.attention='cudnn' sees no sequence that layout.cp={layout.context} splits;"
+                " try model.attention='auto', or layout.cp=1"
+            )
         D, NH, KH = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
         self.q = weight(cfg, Normal(cfg.init_std), embed=D, heads=NH)
         self.k = weight(cfg, Normal(cfg.init_std), embed=D, kv_heads=KH)
@@ -106,40 +107,42 @@ class Attention(nnx.Module):
         return turned if every is None else jnp.where((layer + 1) % every == 0, x, turned)
 
     def _repeat(self, x_BKSH: jax.Array) -> jax.Array:
-        x_BNSH = jnp.repeat(x_BKSH, self.cfg.n_heads // x_BKSH.shape[1], axis=1)
-        return self.layout.constrain(x_BNSH, "batch", "heads", None, None)
+        """So many that each device has those that its query heads read."""
+        K = x_BKSH.shape[1]
+        x = jnp.repeat(x_BKSH, math.lcm(K, self.layout.ways("heads")) // K, axis=1)
+        return self.layout.constrain(x, "batch", "heads", None, None)
 
     def _attend(
         self, q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, view: View, cached: bool,
         layer: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        formula, mask, window, every = self.formula, view.mask_B1TS, None, self.cfg.global_every
-        if formula.window and (every or cached):  # depends on the layer, or on positions
-            window = jnp.int32(formula.window)
-            if every:
-                everything = jnp.iinfo(jnp.int32).max
-                window = jnp.where((layer + 1) % every == 0, everything, window)
+        formula, window = self.formula, None
+        if every := self.cfg.global_every:  # so the window depends on the layer
+            everything = jnp.int32(jnp.iinfo(jnp.int32).max)
+            window = jnp.where((layer + 1) % every == 0, everything, formula.window)
             formula = formula._replace(window=None)
-        if cached and mask is not None and window is not None:
-            back_BTS = view.positions_BT[..., None] - jnp.arange(k_BKSH.shape[2])
-            mask, window = mask & (back_BTS < window)[:, None], None
-        if not self._uses_cudnn(view, cached, q_BTNH.dtype):
-            return causal_attention(q_BTNH, k_BKSH, v_BKSH, mask, formula, window)
+        of, segments = (q_BTNH, k_BKSH, v_BKSH, formula), view.segments_BT
+        if cached:
+            return causal_attention(*of, positions_BT=view.positions_BT, window=window)
+        if self.layout.context > 1:
+            return context_attention(*of, self.layout, segments_BT=segments, window=window)
+        if not self._uses_cudnn(view, q_BTNH.dtype):
+            return causal_attention(*of, segments_BT=segments, window=window)
         return jax.nn.dot_product_attention(
             q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), scale=formula.scale,
             is_causal=True, implementation="cudnn",
             local_window_size=formula.window and (formula.window - 1, 0),
         )  # fmt: skip
 
-    def _uses_cudnn(self, view: View, cached: bool, dtype: jnp.dtype) -> bool:
-        """Whether cuDNN's kernel computes this; it is given no mask, so it must need none."""
-        cfg, masked = self.cfg, view.mask_B1TS is not None
-        if cfg.attention == "cudnn" and masked and not cached:
+    def _uses_cudnn(self, view: View, dtype: jnp.dtype) -> bool:
+        """Whether cuDNN's kernel computes this; it is given no segments, so there must be none."""
+        cfg, packed = self.cfg, view.segments_BT is not None
+        if cfg.attention == "cudnn" and packed:
             raise ConfigError(
                 "model.attention='cudnn' would ignore the mask between packed documents; try"
                 " model.attention='auto'"
             )
         size_fits = cfg.head_dim % 8 == 0 and cfg.head_dim <= 128  # of cuDNN on every GPU
-        plain = not (masked or cached or cfg.attention_softcap or cfg.global_every)
+        plain = not (packed or cfg.attention_softcap or cfg.global_every)
         fits = plain and dtype == jnp.bfloat16 and size_fits and self.layout.has_cudnn()
         return fits and cfg.attention != "xla"

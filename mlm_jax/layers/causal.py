@@ -1,4 +1,8 @@
-"""Causal attention in plain XLA that never looks above the diagonal and never keeps the scores."""
+"""Causal attention in plain XLA that never looks above the diagonal and never keeps the scores.
+
+A part of it, some queries against some keys, is what `attended` and `gradients` compute; parts of
+the same queries are put together by their log-sum-exp (layers.context does so across devices).
+"""
 
 from typing import Any, NamedTuple
 
@@ -20,112 +24,179 @@ class Formula(NamedTuple):
     window: int | None = None  # tokens a query looks back on, itself included; None: all
 
 
-class Operands(NamedTuple):
-    """q [B, K, G, T, H], k and v [B, K, S, H]. What is seen: at most what causality allows.
+class Sight(NamedTuple):
+    """Which keys a query sees: those at its own place in the row and before it, within the window
+    and of its segment.
 
-    mask bool [B, 1, T, S], or None. window int32 [], where it depends on the layer, or None.
+    queries int32 [T], or [B, T] where rows differ, and keys int32 [S]: their places. Segments int32
+    [B, T] and [B, S], or None: all one. window int32 [], where it depends on the layer, or None.
     """
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    mask: jax.Array | None
-    window: jax.Array | None
+    queries: jax.Array
+    keys: jax.Array
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
+    window: jax.Array | None = None
+
+    def of(self, rows: slice, keys: slice, window: int | None) -> jax.Array:
+        """bool [1 or B, 1, 1, rows, keys]."""
+        back = self.queries[..., rows, None] - self.keys[keys]
+        seen = back >= 0
+        for most in (window, self.window):
+            if most is not None:
+                seen &= back < most
+        if self.query_segments is not None and self.key_segments is not None:
+            here, there = self.query_segments[:, rows], self.key_segments[:, keys]
+            seen &= here[:, :, None] == there[:, None, :]
+        return seen.reshape(-1, 1, 1, *seen.shape[-2:])
+
+
+Blocks = list[tuple[slice, slice]]  # queries, and the keys that one of them may see
 
 
 def causal_attention(
-    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_B1TS: jax.Array | None,
-    formula: Formula, window: jax.Array | None = None,
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, formula: Formula, *,
+    segments_BT: jax.Array | None = None, positions_BT: jax.Array | None = None,
+    window: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """softmax(scale q k^T) v, [B, T, N, H], over the keys that a query sees.
 
-    These are: with S == T, itself and what comes before in its row, within the window; with S != T
-    what the mask says, which is needed then. N / K query heads share a key/value head.
+    These are itself and what comes before it in its row, of the same segment and within the window.
+    positions: places of queries where keys are a cache of all places, [0, S). N / K query heads
+    share a key/value head.
 
     Queries go in blocks, each against the keys that one of them may see; backward computes the
     scores again (Dao 2023, algorithm 2, without tiles of keys). Scores and softmax are in float32,
     or wider.
     """
+    q_BKGTH = grouped(q_BTNH, k_BKSH.shape[1])
+    more = segments_BT, positions_BT, window
+    return ungrouped(_attend(formula, q_BKGTH, k_BKSH, v_BKSH, *more))
+
+
+def grouped(q_BTNH: jax.Array, n_kv_heads: int) -> jax.Array:
+    """q [B, K, G, T, H]: query heads by the key/value head that they share."""
     B, T, _, H = q_BTNH.shape
-    q_BTKGH = q_BTNH.reshape(B, T, k_BKSH.shape[1], -1, H)
-    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
-    out_BKGTH = _attend(formula, Operands(q_BKGTH, k_BKSH, v_BKSH, mask_B1TS, window))
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    return q_BTNH.reshape(B, T, n_kv_heads, -1, H).transpose(0, 2, 3, 1, 4)
 
 
-def _forward(formula: Formula, of: Operands) -> Any:
-    outs, lses = [], []
-    for rows, keys in _blocks(of, formula.window):
-        s, seen = _scores(formula, of, rows, keys)
-        s = jnp.where(seen, s, jnp.finfo(s.dtype).min / 2)
-        top = s.max(-1)
-        p = jnp.exp(s - top[..., None])
-        total = p.sum(-1)
-        out = _dot("BKGTS,BKSH->BKGTH", p.astype(of.v.dtype), of.v[:, :, keys])
-        outs.append((out / total[..., None]).astype(of.v.dtype))
-        lses.append(top + jnp.log(total))
-    out, lse = jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
-    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
-    return out, (of, out, lse)
+def ungrouped(out_BKGTH: jax.Array) -> jax.Array:
+    B, K, G, T, H = out_BKGTH.shape
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
-def _backward(formula: Formula, saved: tuple[Operands, jax.Array, jax.Array], g: jax.Array) -> Any:
-    of, out, lse = saved
-    mean = jnp.sum(out.astype(lse.dtype) * g.astype(lse.dtype), axis=-1)  # of dp, by p
-    dqs, dk, dv = [], None, None
-    for rows, keys in reversed(_blocks(of, formula.window)):
-        s, seen = _scores(formula, of, rows, keys)
-        p = jnp.where(seen, jnp.exp(s - lse[..., rows, None]), 0)
-        dp = _dot("BKGTH,BKSH->BKGTS", g[..., rows, :], of.v[:, :, keys])
-        ds = p * (dp - mean[..., rows, None])
-        if formula.softcap:
-            ds *= 1 - jnp.square(s / formula.softcap)
-        ds, p = (x.astype(g.dtype) for x in (ds, p))
-        dqs.append(_dot("BKGTS,BKSH->BKGTH", ds, of.k[:, :, keys]))
-        dk = _added(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
-        dv = _added(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
-    dq = jnp.concatenate(dqs[::-1], axis=3) * formula.scale
-    dq, dk, dv = (x.astype(g.dtype) for x in (dq, dk * formula.scale, dv))
-    return (Operands(dq, dk, dv, None, None),)
+def blocks(T: int, S: int, *, diagonal: bool, window: int | None, most: int) -> Blocks:
+    """T queries in at most so many blocks, each with those of S keys that one of them may see.
 
-
-_attend = jax.custom_vjp(lambda formula, of: _forward(formula, of)[0], nondiff_argnums=(0,))
-_attend.defvjp(_forward, _backward)
-
-
-def _blocks(of: Operands, window: int | None) -> list[tuple[slice, slice]]:
-    """Rows of queries, and the keys that one of them may see."""
-    T, S = of.q.shape[3], of.k.shape[2]
-    size = max(BLOCK, -(-T // MOST_BLOCKS))
+    diagonal: keys are the queries' own tokens, so that what is above it is skipped; else none is.
+    """
+    size = max(BLOCK, -(-T // most))
     rows = [slice(start, min(start + size, T)) for start in range(0, T, size)]
-    if S != T:
+    if not diagonal:
         return [(block, slice(0, S)) for block in rows]
     return [(block, slice(max(0, block.start + 1 - (window or T)), block.stop)) for block in rows]
 
 
-def _scores(
-    formula: Formula, of: Operands, rows: slice, keys: slice
+def attended(
+    formula: Formula, sight: Sight, parts: Blocks, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores [B, K, G, rows, keys], and which of them are seen."""
-    s = _dot("BKGTH,BKSH->BKGTS", of.q[..., rows, :], of.k[:, :, keys]) * formula.scale
-    if formula.softcap:
-        s = formula.softcap * jnp.tanh(s / formula.softcap)
-    seen = jnp.array(True) if of.mask is None else of.mask[:, :, None, rows, keys]
-    if of.q.shape[3] == of.k.shape[2]:
-        back = jnp.arange(rows.start, rows.stop)[:, None] - jnp.arange(keys.start, keys.stop)
-        seen &= back >= 0
-        for window in (formula.window, of.window):
-            if window is not None:
-                seen &= back < window
-    return s, seen
+    """Of q [B, K, G, T, H], k and v [B, K, S, H]: softmax(scores) v, and their log-sum-exp.
+
+    The latter [B, K, G, T], both in float32 or wider. Of a query that sees no key it is so low that
+    the other parts of the query decide alone.
+    """
+    outs, lses = [], []
+    for rows, keys in parts:
+        s = _scores(formula, q[..., rows, :], k[:, :, keys])
+        s = jnp.where(sight.of(rows, keys, formula.window), s, lowest(s.dtype))
+        top = s.max(-1)
+        p = jnp.exp(s - top[..., None])
+        total = p.sum(-1)
+        out = _dot("BKGTS,BKSH->BKGTH", p.astype(v.dtype), v[:, :, keys])
+        outs.append(out / total[..., None])
+        lses.append(top + jnp.log(total))
+    return jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
+
+
+def gradients(
+    formula: Formula, sight: Sight, parts: Blocks, q: jax.Array, k: jax.Array, v: jax.Array,
+    lse: jax.Array, mean: jax.Array, g: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """Gradients by q, k and v, in float32 or wider, of a part whose result has gradient g.
+
+    lse [B, K, G, T]: of the whole row. mean: sum of result and g over the last dim.
+    """
+    dqs, dk, dv = [], None, None
+    for rows, keys in reversed(parts):
+        s = _scores(formula, q[..., rows, :], k[:, :, keys])
+        seen = sight.of(rows, keys, formula.window)
+        p = jnp.where(seen, jnp.exp(s - lse[..., rows, None]), 0)
+        dp = _dot("BKGTH,BKSH->BKGTS", g[..., rows, :], v[:, :, keys])
+        ds = p * (dp - mean[..., rows, None])
+        if formula.softcap:
+            ds *= 1 - jnp.square(s / formula.softcap)
+        ds, p = (x.astype(g.dtype) for x in (ds, p))
+        dqs.append(_dot("BKGTS,BKSH->BKGTH", ds, k[:, :, keys]))
+        dk = _added(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, q[..., rows, :]))
+        dv = _added(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
+    return jnp.concatenate(dqs[::-1], axis=3) * formula.scale, dk * formula.scale, dv
+
+
+def _added(total: Any, keys: slice, part: jax.Array) -> Any:
+    """total [B, K, S, H] with a part of it added; the first, of the last keys, makes it.
+
+    Not zeros: XLA does not split these over tp inside of a `shard_map`, and gathers all heads.
+    """
+    if total is None:
+        return jnp.pad(part, ((0, 0), (0, 0), (keys.start, 0), (0, 0)))
+    return total.at[:, :, keys].add(part)
+
+
+def mean_of(out: jax.Array, g: jax.Array) -> jax.Array:
+    """The `mean` of `gradients`: of dp, by p."""
+    return jnp.sum(out.astype(wide(g.dtype)) * g.astype(wide(g.dtype)), axis=-1)
+
+
+def lowest(dtype: jnp.dtype) -> jax.Array:
+    """A score so low that it counts for nothing beside any other, and that may be added to."""
+    return jnp.finfo(dtype).min / 2
+
+
+def _forward(formula: Formula, *of: Any) -> Any:
+    q, k, v, *more = of
+    out, lse = attended(formula, *_whole(formula, q, k, *more), q, k, v)
+    out, lse = checkpoint_name(out.astype(v.dtype), "attention"), checkpoint_name(lse, "attention")
+    return out, (of, out, lse)
+
+
+def _backward(formula: Formula, saved: tuple, g: jax.Array) -> Any:
+    (q, k, v, *more), out, lse = saved
+    sight, parts = _whole(formula, q, k, *more)
+    found = gradients(formula, sight, parts, q, k, v, lse, mean_of(out, g), g)
+    return *(x.astype(g.dtype) for x in found), None, None, None
+
+
+_attend = jax.custom_vjp(lambda formula, *of: _forward(formula, *of)[0], nondiff_argnums=(0,))
+_attend.defvjp(_forward, _backward)
+
+
+def _whole(
+    formula: Formula, q: jax.Array, k: jax.Array, segments: jax.Array | None,
+    positions: jax.Array | None, window: jax.Array | None,
+) -> tuple[Sight, Blocks]:  # fmt: skip
+    """What queries of a whole row, or of some positions, see of all keys; and their blocks."""
+    T, S = q.shape[3], k.shape[2]
+    queries = jnp.arange(T) if positions is None else positions
+    diagonal = positions is None
+    sight = Sight(queries, jnp.arange(S), segments, segments, window)
+    return sight, blocks(T, S, diagonal=diagonal, window=formula.window, most=MOST_BLOCKS)
+
+
+def _scores(formula: Formula, q: jax.Array, k: jax.Array) -> jax.Array:
+    """[B, K, G, T, S]."""
+    s = _dot("BKGTH,BKSH->BKGTS", q, k) * formula.scale
+    return formula.softcap * jnp.tanh(s / formula.softcap) if formula.softcap else s
 
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(dims, a, b, preferred_element_type=wide(a.dtype))
-
-
-def _added(total: jax.Array | None, keys: slice, part: jax.Array) -> jax.Array:
-    """total [B, K, S, H] with a part of it added; the first, of the last keys, makes it."""
-    if total is None:
-        return jnp.pad(part, ((0, 0), (0, 0), (keys.start, 0), (0, 0)))
-    return total.at[:, :, keys].add(part)

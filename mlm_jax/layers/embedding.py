@@ -57,9 +57,10 @@ class Head(nnx.Module):
         return self.layout.constrain(w[...].astype(self.cfg.dtype), "vocab", None)
 
     def __call__(self, h_BTD: jax.Array, w_VD: jax.Array) -> jax.Array:
-        """w may be one for each row of h, [B, V, D]."""
+        """h may be in parts of rows and of their sequences, [n, c, M, D], each with its own w."""
         logits_BTV = wide_product(h_BTD, w_VD)
-        logits_BTV = self.layout.constrain(logits_BTV, "batch", "seq", "vocab")
+        within = (None,) * (logits_BTV.ndim - 3)
+        logits_BTV = self.layout.constrain(logits_BTV, "batch", "seq", *within, "vocab")
         if self.cfg.logit_scale != 1:
             logits_BTV *= self.cfg.logit_scale
         if cap := self.cfg.logit_softcap:

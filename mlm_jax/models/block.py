@@ -42,7 +42,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str) -> jax.Array:
             see(seen, f"blocks.{site}", y_BTD)
-            y_BTD = dropout(y_BTD, self.dropout, keys_B, layer, site)
+            y_BTD = dropout(y_BTD, self.dropout, keys_B, view.places_T, layer, site)
             return x_BTD + (y_BTD if self.scale == 1 else self.scale * y_BTD)
 
         with jax.named_scope("attention"):  # scopes are what a profile calls an operation

@@ -10,6 +10,7 @@ from flax import nnx
 from mlm_jax.config import ModelConfig
 from mlm_jax.layers.attention import View
 from mlm_jax.layers.cache import Cache
+from mlm_jax.layers.context import in_order, out_of_order, places
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.embedding import Embedding, Head
 from mlm_jax.layers.norm import NORMS
@@ -39,10 +40,13 @@ class Gpt(nnx.Module):
         each other; positions default to the place in the row. rngs: dropout keys [B], one a sample
         (layers.dropout.sample_keys); None: no dropout.
         """
+        rows = tokens_BT, segments_BT, positions_BT
+        tokens_BT, segments_BT, positions_BT = in_order(rows, self.layout)
         h_BTD = self.hidden(
             tokens_BT, segments_BT=segments_BT, positions_BT=positions_BT, rngs=rngs
         )
-        return self.logits(h_BTD)[..., : self.cfg.vocab_size]
+        logits_BTV = self.logits(h_BTD)[..., : self.cfg.vocab_size]
+        return out_of_order(logits_BTV, self.layout)
 
     def hidden(
         self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
@@ -51,11 +55,14 @@ class Gpt(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes.
 
+        Rows are in the order of the layout, given and returned (layers.context.in_order): under cp
+        a device holds two parts of each. Positions default to places in that order.
         seen: gets the sizes of activations (layers.watch).
         """
+        places_T = places(self.layout, tokens_BT.shape[1])
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        view = View.of(self.cfg, positions_BT, segments_BT, slots=0)
+            positions_BT = jnp.broadcast_to(places_T, tokens_BT.shape)
+        view = View.of(self.cfg, positions_BT, segments_BT, places_T)
         return self._hidden(tokens_BT, view, rngs, None, seen)[0]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
@@ -71,8 +78,7 @@ class Gpt(nnx.Module):
 
         apart: the blocks as `layers.weight.unstacked` gives them, each with a cache of its own.
         """
-        slots = jax.tree.leaves(cache)[0].shape[3]
-        view = View.of(self.cfg, positions_BT, None, slots=slots)
+        view = View.of(self.cfg, positions_BT)
         return self._hidden(tokens_BT, view, None, cache, apart=apart)
 
     def _hidden(
@@ -93,7 +99,7 @@ class Gpt(nnx.Module):
         with jax.named_scope("embedding"):
             x_BTD = self.embedding(tokens_BT, view.positions_BT)
             x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
-            return dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+            return dropout(x_BTD, self.cfg.dropout, rngs, view.places_T, 0, "embedding")
 
     def normed(self, x_BTD: jax.Array) -> jax.Array:
         """What `logits` takes, of what the last block gives."""

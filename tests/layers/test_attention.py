@@ -6,15 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlm_jax.layers.attention import View
-from mlm_jax.layers.causal import (
-    BLOCK,
-    MOST_BLOCKS,
-    Formula,
-    Operands,
-    _blocks,
-    causal_attention,
-)
+from mlm_jax.layers.causal import BLOCK, MOST_BLOCKS, Formula, Sight, blocks, causal_attention
 from tests.conftest import tiny_layout, tiny_run
 
 B, T, N, K, H = 2, 2 * BLOCK + 22, 4, 2, 16
@@ -49,40 +41,38 @@ def operands(dtype):
     return tuple(jnp.asarray(x, dtype) for x in (q, k, v, g))
 
 
-def mask_of(packed):
-    """What each token sees, bool [B, T, T]; and the mask that a View makes of it, or None."""
+def documents(packed):
+    """What each token sees, bool [B, T, T]; and segments [B, T], or None."""
     segments = np.cumsum(np.random.default_rng(1).random((B, T)) < 0.05 * packed, axis=1)
     seen = np.tri(T, dtype=bool) & (segments[:, :, None] == segments[:, None, :])
-    view = View.of(tiny_run().model, jnp.arange(T)[None], segments if packed else None, slots=0)
-    assert (view.mask_B1TS is None) == (not packed)
-    return seen, view.mask_B1TS
+    return seen, segments if packed else None
 
 
 @partial(jax.jit, static_argnames="formula")
-def attended(q, k, v, mask, formula, window=None):
+def attended(q, k, v, segments, formula, window=None):
     k, v = (x.swapaxes(1, 2) for x in (k, v))
-    return causal_attention(q, k, v, mask, formula, window)
+    return causal_attention(q, k, v, formula, segments_BT=segments, window=window)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
 def test_attention_by_the_book(formula, packed):
-    seen, mask = mask_of(packed)
+    seen, segments = documents(packed)
     with jax.enable_x64(True):
         q, k, v, _ = operands("float64")
         expected = by_the_book(q, k, v, seen, formula)
-        got = attended(q, k, v, mask, formula)
+        got = attended(q, k, v, segments, formula)
         np.testing.assert_allclose(got, expected, atol=1e-13, rtol=0)
         # a window that only the running program knows
         window = formula.window and jnp.int32(formula.window)
-        got = attended(q, k, v, mask, formula._replace(window=None), window)
+        got = attended(q, k, v, segments, formula._replace(window=None), window)
         np.testing.assert_allclose(got, expected, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
 def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
-    seen, mask = mask_of(packed)
+    seen, segments = documents(packed)
     seen = seen & ~np.tri(T, k=-(formula.window or T), dtype=bool)
 
     def plain(q, k, v):
@@ -96,11 +86,11 @@ def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
     with jax.enable_x64(True):
         *qkv, g = operands("float64")
         expected = jax.jit(lambda *qkv: jax.vjp(plain, *qkv)[1](g))(*qkv)
-        got = jax.vjp(lambda *qkv: attended(*qkv, mask, formula), *qkv)[1](g)
+        got = jax.vjp(lambda *qkv: attended(*qkv, segments, formula), *qkv)[1](g)
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-13, rtol=0)
     *qkv, g = operands("bfloat16")
-    got = jax.vjp(lambda *qkv: attended(*qkv, mask, formula), *qkv)[1](g)
+    got = jax.vjp(lambda *qkv: attended(*qkv, segments, formula), *qkv)[1](g)
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(float), other, atol=0.05, rtol=0.02)
@@ -131,16 +121,19 @@ def test_cudnn_computes_what_the_float32_formula_does(window):
 
 
 def test_blocks_skip_what_no_query_sees():
-    k = jnp.zeros((1, 1, 4 * BLOCK, H))
-    of = Operands(k[:, :, None], k, k, None, None)
-    assert [(r.start, s.start, s.stop) for r, s in _blocks(of, 10)] == [
+    found = blocks(4 * BLOCK, 4 * BLOCK, diagonal=True, window=10, most=MOST_BLOCKS)
+    assert [(r.start, s.start, s.stop) for r, s in found] == [
         (i * BLOCK, max(0, i * BLOCK - 9), (i + 1) * BLOCK) for i in range(4)
     ]
-    long = jnp.zeros((1, 1, 100 * BLOCK, H))
-    assert len(_blocks(Operands(long[:, :, None], long, long, None, None), None)) == MOST_BLOCKS
+    long = 100 * BLOCK
+    assert len(blocks(long, long, diagonal=True, window=None, most=MOST_BLOCKS)) == MOST_BLOCKS
 
 
-def test_a_token_sees_the_slots_up_to_its_own():
-    view = View.of(tiny_run().model, jnp.array([[2], [0]]), None, slots=5)
-    assert view.mask_B1TS.shape == (2, 1, 1, 5)
-    assert view.mask_B1TS[:, 0, 0].sum(-1).tolist() == [3, 1]
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_token_at_a_position_sees_the_slots_up_to_its_own(window):
+    positions = np.array([[2], [0]])
+    sight = Sight(jnp.asarray(positions), jnp.arange(5))
+    seen = np.asarray(sight.of(slice(0, 1), slice(0, 5), window))
+    back = positions - np.arange(5)
+    assert seen.shape == (2, 1, 1, 1, 5)
+    assert (seen[:, 0, 0, 0] == (back >= 0) & (back < (window or 5))).all()

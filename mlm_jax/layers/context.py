@@ -1,0 +1,302 @@
+"""Context parallelism: causal attention over sequences that are split over the devices of cp.
+
+A device holds two parts of each sequence, an early and a late one (`Layout.order`), and their keys
+and values visit the others. At home a device computes three half blocks: early queries on early
+keys and late on late, each half of a square, and late on early. Of every visitor exactly two: late
+queries see all of its early keys; and where it comes from before, early queries see its early keys
+too, otherwise late queries its late ones. So all devices do the same work, 2 cp + 1 half blocks,
+and nothing that causality masks (zigzag: Llama 3, section 3.3.2; ring: Liu et al. 2023).
+
+ring        k and v go round by cp - 1 permutations; backward they go round again, and their
+            gradients by as many more. A device holds two parts of them at a time, however many.
+all_gather  k and v are gathered, and their gradients scattered: fewer, larger messages, and memory
+            for the whole of both.
+
+Results of half blocks are put together by their log-sum-exp, in float32 or wider. Backward is
+written out: it computes the scores again, so that only q, k, v, the result and its log-sum-exp are
+kept. Everything is an island of `shard_map` over cp, unless one is around it already.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from mlm_jax.layers.causal import (
+    MOST_BLOCKS,
+    Blocks,
+    Formula,
+    Sight,
+    attended,
+    blocks,
+    gradients,
+    grouped,
+    lowest,
+    mean_of,
+    ungrouped,
+)
+from mlm_jax.layers.weight import wide
+from mlm_jax.layout import Layout
+
+
+def context_attention(
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, formula: Formula, layout: Layout, *,
+    segments_BT: jax.Array | None = None, window: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """What `causal_attention` computes of arrays whose sequences are in `layout.order`.
+
+    Inside of a shard_map over cp they are a device's own part.
+    """
+    q_BKGTH = grouped(q_BTNH, k_BKSH.shape[1])
+    of = Operands(q_BKGTH, k_BKSH, v_BKSH, segments_BT, window)
+    return ungrouped(_attend(formula, layout, of))
+
+
+def in_order(rows: Any, layout: Layout) -> Any:
+    """A tree of arrays [..., B, T] whose tokens are in a row, in the order of the layout instead.
+
+    Where they are whole on each device, as tokens are, nothing is sent.
+    """
+    if layout.context == 1:
+        return rows
+
+    def ordered(x: jax.Array) -> jax.Array:
+        lead = (None,) * (x.ndim - 2)
+        return layout.constrain(x[..., layout.order(x.shape[-1])], *lead, "batch", "seq")
+
+    return jax.tree.map(ordered, rows)
+
+
+def out_of_order(x_BTD: jax.Array, layout: Layout) -> jax.Array:
+    """The tokens of an array in a row again."""
+    if layout.context == 1:
+        return x_BTD
+    return x_BTD[:, np.argsort(layout.order(x_BTD.shape[1]))]
+
+
+def places(layout: Layout, length: int) -> jax.Array:
+    """int32 [T] places in their row of the `length` tokens of a sequence at hand."""
+    if "cp" not in layout.manual:
+        return jnp.asarray(layout.order(length), jnp.int32)
+    n = layout.context
+    parts = jnp.asarray(layout.order(n * length), jnp.int32).reshape(n, length)
+    return parts[jax.lax.axis_index("cp")]
+
+
+class Operands(NamedTuple):
+    """q [B, K, G, T, H], k and v [B, K, T, H]; segments [B, T] or None; window [] or None."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array | None
+    window: jax.Array | None
+
+
+SPLIT = Operands(
+    P(None, None, None, "cp"), P(None, None, "cp"), P(None, None, "cp"), P(None, "cp"), P()
+)
+LSE = P(None, None, None, "cp")
+
+
+class Visitor(NamedTuple):
+    """The keys of a device, its two halves apart: k, v [2, B, K, h, H], segments [2, B, h]."""
+
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array | None
+
+
+class HalfBlock(NamedTuple):
+    """Queries of one half on keys of one: 0 is the early, 1 the late, or an int32 [] says which."""
+
+    query: int | jax.Array
+    key: int | jax.Array
+    diagonal: bool
+
+
+def half_blocks(step: int, me: Any, visitor: Any) -> list[HalfBlock]:
+    """What device `me` computes at a step, whose keys come from device `visitor`."""
+    if step == 0:  # first those in which every query sees itself: from then on all sums are finite
+        return [HalfBlock(0, 0, True), HalfBlock(1, 1, True), HalfBlock(1, 0, False)]
+    same = jnp.where(visitor < me, 0, 1)
+    return [HalfBlock(1, 0, False), HalfBlock(same, same, False)]
+
+
+class Device:
+    """One device's part of the work, from inside of the island."""
+
+    def __init__(self, formula: Formula, layout: Layout, of: Operands):
+        self.formula, self.n, self.window = formula, layout.context, of.window
+        self.me = jax.lax.axis_index("cp")
+        self.q, self.segments = halves(of.q, 3), halves(of.segments, 1)
+        self.own = Visitor(halves(of.k, 2), halves(of.v, 2), self.segments)
+        self.visits, self.home = EXCHANGES[layout.cp_attention]
+
+    def parts(self) -> Iterator[tuple[int, Visitor, HalfBlock, Sight, Blocks]]:
+        """All half blocks, step by step."""
+        h = self.q.shape[4]
+        for step, visitor in enumerate(self.visits(self.n, self.own)):
+            there = (self.me - step) % self.n
+            for half in half_blocks(step, self.me, there):
+                sight = Sight(
+                    self.places(self.me, half.query), self.places(there, half.key),
+                    at(self.segments, half.query), at(visitor.segments, half.key), self.window,
+                )  # fmt: skip
+                # As many blocks in all however many devices: their scores shrink with the rest.
+                most = max(1, MOST_BLOCKS // self.n)
+                window = self.formula.window
+                cut = blocks(h, h, diagonal=half.diagonal, window=window, most=most)
+                yield step, visitor, half, sight, cut
+
+    def places(self, device: jax.Array, half: int | jax.Array) -> jax.Array:
+        """int32 [h] places in their row of the tokens in a half of a device."""
+        h = self.q.shape[4]
+        part = jnp.where(half == 0, device, 2 * self.n - 1 - device)
+        return part * h + jnp.arange(h)
+
+    def forward(self) -> tuple[jax.Array, jax.Array]:
+        """Result [B, K, G, T, H] in q's dtype, and log-sum-exp [B, K, G, T]."""
+        dtype = wide(self.q.dtype)
+        out, lse = jnp.zeros(self.q.shape, dtype), jnp.full(self.q.shape[:-1], lowest(dtype))
+        for _, visitor, half, sight, cut in self.parts():
+            of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
+            found = attended(self.formula, sight, cut, *of)
+            both = merged((at(out, half.query), at(lse, half.query)), found)
+            out, lse = (put(x, half.query, new) for x, new in zip((out, lse), both, strict=True))
+        return whole(out.astype(self.q.dtype), 3), whole(lse, 3)
+
+    def backward(self, out: jax.Array, lse: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        """Gradients by q, k and v."""
+        lse, mean, g = (halves(x, 3) for x in (lse, mean_of(out, g), g))
+        dq = jnp.zeros(self.q.shape, lse.dtype)
+        by_step = [tuple(jnp.zeros(x.shape, lse.dtype) for x in self.own[:2])] * self.n
+        for step, visitor, half, sight, cut in self.parts():
+            of_query = [at(x, half.query) for x in (lse, mean, g)]
+            of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
+            d, *found = gradients(self.formula, sight, cut, *of, *of_query)
+            dq = added(dq, half.query, d)
+            pairs = zip(by_step[step], found, strict=True)
+            by_step[step] = tuple(added(x, half.key, d) for x, d in pairs)
+        dk, dv = self.home(self.n, by_step)
+        return tuple(whole(x.astype(g.dtype), i) for x, i in ((dq, 3), (dk, 2), (dv, 2)))
+
+
+def merged(
+    a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Attention over the keys of two parts, each (softmax(scores) v, log-sum-exp of scores)."""
+    lse = jnp.logaddexp(a[1], b[1])
+    return sum(jnp.exp(part - lse)[..., None] * out for out, part in (a, b)), lse
+
+
+def ring_visits(n: int, own: Visitor) -> Iterator[Visitor]:
+    """At step s the keys of the device s before this one; sent on while they are worked with."""
+    visitor = own
+    for step in range(n):
+        following = _to_next(n, visitor) if step < n - 1 else visitor
+        yield visitor
+        visitor = following
+
+
+def ring_home(n: int, by_step: list[Any]) -> Any:
+    """Sums of the gradients that keys met on their way: these follow the keys, then come home."""
+    own, away, *rest = by_step
+    for found in rest:
+        away = _plus(_to_next(n, away), found)
+    return _plus(own, _to_next(n, away))
+
+
+def gathered_visits(n: int, own: Visitor) -> Iterator[Visitor]:
+    every = jax.tree.map(lambda x: jax.lax.all_gather(x, "cp"), own)
+    me = jax.lax.axis_index("cp")
+    yield own
+    for step in range(1, n):
+        yield jax.tree.map(lambda x, step=step: at(x, (me - step) % n), every)
+
+
+def gathered_home(n: int, by_step: list[Any]) -> Any:
+    me = jax.lax.axis_index("cp")
+
+    def total(*steps: jax.Array) -> jax.Array:
+        every = jnp.zeros((n, *steps[0].shape), steps[0].dtype)
+        for step, found in enumerate(steps):
+            every = put(every, (me - step) % n, found)
+        return jax.lax.psum_scatter(every, "cp")
+
+    return jax.tree.map(total, *by_step)
+
+
+EXCHANGES: dict[str, tuple[Callable[..., Iterator[Visitor]], Callable[..., Any]]] = {
+    "ring": (ring_visits, ring_home),
+    "all_gather": (gathered_visits, gathered_home),
+}
+
+
+def _to_next(n: int, tree: Any) -> Any:
+    ring = [(i, (i + 1) % n) for i in range(n)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, "cp", ring), tree)
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def halves(x: Any, dim: int) -> Any:
+    """[2, ...] of an array whose sequence is at this dim; None of None."""
+    split = lambda x: x.reshape(*x.shape[:dim], 2, -1, *x.shape[dim + 1 :])  # noqa: E731
+    return jax.tree.map(lambda x: jnp.moveaxis(split(x), dim, 0), x)
+
+
+def whole(x: jax.Array, dim: int) -> jax.Array:
+    """The inverse of `halves`."""
+    x = jnp.moveaxis(x, 0, dim)
+    return x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
+
+
+def at(x: Any, i: int | jax.Array) -> Any:
+    """x[i] of arrays, without a gather; None of None."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), x)
+
+
+def put(x: jax.Array, i: int | jax.Array, new: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(x, new, i, 0)
+
+
+def added(x: jax.Array, i: int | jax.Array, more: jax.Array) -> jax.Array:
+    return put(x, i, at(x, i) + more)
+
+
+def _forward(formula: Formula, layout: Layout, of: Operands) -> Any:
+    def island(of: Operands) -> Any:
+        return Device(formula, layout, of).forward()
+
+    out, lse = _over_cp(island, layout, (SPLIT,), (SPLIT.q, LSE))(of)
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+    return out, (of, out, lse)
+
+
+def _backward(formula: Formula, layout: Layout, saved: Any, g: jax.Array) -> Any:
+    def island(of: Operands, out: jax.Array, lse: jax.Array, g: jax.Array) -> Any:
+        return Device(formula, layout, of).backward(out, lse, g)
+
+    split = SPLIT, SPLIT.q, LSE, SPLIT.q
+    return (Operands(*_over_cp(island, layout, split, SPLIT[:3])(*saved, g), None, None),)
+
+
+_attend = jax.custom_vjp(
+    lambda formula, layout, of: _forward(formula, layout, of)[0], nondiff_argnums=(0, 1)
+)
+_attend.defvjp(_forward, _backward)
+
+
+def _over_cp(f: Callable[..., Any], layout: Layout, own: Any, out: Any) -> Callable[..., Any]:
+    if "cp" in layout.manual:
+        return f
+    return jax.shard_map(
+        f, mesh=layout.mesh, in_specs=own, out_specs=out, axis_names={"cp"}, check_vma=False
+    )
