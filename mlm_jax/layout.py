@@ -72,7 +72,8 @@ class Layout:
     mesh     every axis of MESH_AXES, idle ones with size 1; an AbstractMesh can only be explained
     rules    dim -> mesh axes that split it
     weights  (regex of a weight's path, dims): names that replace the model's own
-    zero     1: gradients and optimizer state are split over dp too (ZeRO: Rajbhandari et al. 2020)
+    zero     1: optimizer state is split over dp too, 2: gradients as well (ZeRO: Rajbhandari et al.
+             2020); 3 is the axis fsdp
     pipeline     order of the work of pp stages: gpipe, circular or 1f1b (models.pipeline)
     chunks       parts of the model that a pp stage holds, each of layers in a row
     cp_attention     how attention sees the whole sequence under cp: ring or all_gather
@@ -122,8 +123,12 @@ class Layout:
             problems.append(
                 "layout.sequence_parallel=True does nothing with layout.tp=1; leave it out"
             )
-        if zero not in (0, 1):
-            problems.append(f"layout.zero={zero!r} is not built; try 0 or 1")
+        if zero == 3:
+            problems.append(
+                "layout.zero=3: weights are split by layout.fsdp; try layout.preset='zero3'"
+            )
+        elif zero not in (0, 1, 2):
+            problems.append(f"layout.zero={zero!r} is no stage of ZeRO; try 0, 1 or 2")
         elif zero and dp == 1:
             problems.append(f"layout.zero={zero} does nothing with layout.dp=1; leave it out")
         problems += _idle_schedules(sizes, pipeline, chunks, cp_attention)
@@ -187,9 +192,15 @@ class Layout:
         return NamedSharding(self.mesh, self.spec(*dims))
 
     def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
-        inside = self.manual  # where the mesh is that of the shard_map around us
-        where = self.spec(*dims) if inside else self.sharding(*dims)
-        return jax.lax.with_sharding_constraint(x, where)
+        return jax.lax.with_sharding_constraint(x, self._on_mesh(self.spec(*dims)))
+
+    def constrain_gradients(self, grads: nnx.State) -> nnx.State:
+        """Gradients split as optimizer state is."""
+        return jax.lax.with_sharding_constraint(grads, self.shardings(grads, of_optimizer=True))
+
+    def _on_mesh(self, spec: P) -> NamedSharding | P:
+        """Inside a shard_map the mesh is the one around us, and a bare spec says all."""
+        return spec if self.manual else NamedSharding(self.mesh, spec)
 
     def ways(self, dim: str) -> int:
         """Into how many parts this dim is split."""
@@ -223,18 +234,17 @@ class Layout:
     def shardings(self, tree: Any, *, of_optimizer: bool = False) -> Any:
         """A prefix of `tree` with NamedShardings. Leaves without dim names are replicated.
 
-        of_optimizer: the tree holds gradients or optimizer state, which `zero` splits further.
+        of_optimizer: the tree holds what `zero` splits further: optimizer state, or gradients.
 
         Raises LayoutError for a weight whose names do not match its rank, are unknown, or put two
         of its dims on one mesh axis.
         """
         is_weight = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
 
-        def sharding(path: tuple, w: Any) -> NamedSharding:
+        def sharding(path: tuple, w: Any) -> NamedSharding | P:
             dims = self._dims(path, w)
-            if of_optimizer and self.zero and is_weight(w):
-                return NamedSharding(self.mesh, self._zero_spec(dims, w))
-            return self.sharding(*dims)
+            further = of_optimizer and self.zero and "dp" not in self.manual and is_weight(w)
+            return self._on_mesh(self._zero_spec(dims, w) if further else self.spec(*dims))
 
         return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=is_weight)
 

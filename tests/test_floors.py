@@ -24,7 +24,7 @@ FLOORS = (
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},
-    {"step", "checkpoint/", "inference/"},
+    {"step", "gradients", "checkpoint/", "inference/"},
     {"evaluate/", "report", "charts", "summary", "bad_steps"},
     {"loop"},
     {"__main__", "commands/"},

@@ -82,8 +82,8 @@ def _backward(formula: Formula, saved: tuple[Operands, jax.Array, jax.Array], g:
             ds *= 1 - jnp.square(s / formula.softcap)
         ds, p = (x.astype(g.dtype) for x in (ds, p))
         dqs.append(_dot("BKGTS,BKSH->BKGTH", ds, of.k[:, :, keys]))
-        dk = dk.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
-        dv = dv.at[:, :, keys].add(_dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
+        dk = _add(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, of.q[..., rows, :]))
+        dv = _add(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
     dq = jnp.concatenate(dqs, axis=3) * formula.scale
     dq, dk, dv = (x.astype(g.dtype) for x in (dq, dk * formula.scale, dv))
     return (Operands(dq, dk, dv, None, None),)
@@ -118,6 +118,13 @@ def _scores(
             if window is not None:
                 seen &= back < window
     return s, seen
+
+
+def _add(total_BKSH: jax.Array, keys: slice, part: jax.Array) -> jax.Array:
+    """total.at[:, :, keys].add(part), which is a scatter; under a shard_map over some axes XLA
+    gathers a scatter's operands from the devices of all others."""
+    part += total_BKSH[:, :, keys]
+    return jax.lax.dynamic_update_slice_in_dim(total_BKSH, part, keys.start, axis=2)
 
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
