@@ -38,6 +38,14 @@ def next_token_nats(
         batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
         rngs=rngs, seen=seen,
     )  # fmt: skip
+    return nats_of_hidden(model, h_BTD, batch, chunks=chunks, z_loss=z_loss)
+
+
+def nats_of_hidden(
+    model: Any, h_BTD: jax.Array, batch: Mapping[str, jax.Array], *, chunks: int | None = None,
+    z_loss: float = 0.0,
+) -> Nats:  # fmt: skip
+    """The same from the last hidden states."""
     layout, w_VD = model.layout, model.head.matrix(model.embedding)
     n, parts = layout.ways("batch"), layout.ways("residual_seq")
     B, T, _ = h_BTD.shape

@@ -19,6 +19,7 @@ from mlm_jax.layout import Layout
 from mlm_jax.losses import check_chunks, next_token_nats
 from mlm_jax.models import declare, relaid
 from mlm_jax.optimizer import make_optimizer, make_schedule, updates_done
+from mlm_jax.stages import staged_loss_and_grads, staged_nats
 
 Batch = Mapping[str, jax.Array]  # see losses.next_token_nats
 
@@ -109,9 +110,16 @@ def train_step(
         add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
         return over_microbatches(loss_and_grads, batch, n, here, add)
 
-    (loss, grads), seen = (over_dp(sums, layout) if once else sums)(
-        state.params, state.step, total, dict(batch) | {"row": rows}
-    )
+    if layout.mesh.shape["pp"] > 1:
+        micros = microbatches(batch, n, layout)
+        if run.model.dropout:
+            keys = sample_keys(run.train.seed, state.step, rows)
+            micros |= microbatches({"keys": keys}, n, layout)
+        (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
+    else:
+        (loss, grads), seen = (over_dp(sums, layout) if once else sums)(
+            state.params, state.step, total, dict(batch) | {"row": rows}
+        )
     grads = layout.constrain_gradients(grads)
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -141,7 +149,10 @@ def eval_step(
         return next_token_nats(model, micro, None, chunks=run.train.loss_chunks).nats
 
     n = run.train.microbatches(len(batch["tokens"]))
-    total = over_microbatches(nats, batch, n, layout)
+    if layout.mesh.shape["pp"] > 1:
+        total = staged_nats(params, microbatches(batch, n, layout), run, layout)
+    else:
+        total = over_microbatches(nats, batch, n, layout)
     return total, batch["weights"].sum()
 
 
@@ -153,18 +164,23 @@ def over_microbatches(
     f: Callable[[Batch], Any], batch: Batch, n: int, layout: Layout,
     add: Callable[[Any, Any], Any] = added,
 ) -> Any:  # fmt: skip
-    """Sum of f(microbatch) over n microbatches, one after the other, beginning with zeros.
+    """Sum of f(microbatch) over n microbatches, one after the other, beginning with zeros."""
+    if n == 1:
+        return f(batch)
+    micros = microbatches(batch, n, layout)
+    like = jax.eval_shape(f, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.scan(lambda sums, micro: (add(sums, f(micro)), None), zeros, micros)[0]
+
+
+def microbatches(batch: Batch, n: int, layout: Layout) -> dict[str, jax.Array]:
+    """[n, B / n, ...] of arrays [B, ...].
 
     Microbatch i holds rows i, i + n, i + 2n, ...: each device keeps its own rows, nothing is sent.
     """
-    if n == 1:
-        return f(batch)
 
     def split(x: jax.Array) -> jax.Array:
         micro = x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1)
         return layout.constrain(micro, None, "batch", *(None,) * (x.ndim - 1))
 
-    micros = jax.tree.map(split, dict(batch))
-    like = jax.eval_shape(f, jax.tree.map(lambda x: x[0], micros))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(lambda sums, micro: (add(sums, f(micro)), None), zeros, micros)[0]
+    return jax.tree.map(split, dict(batch))

@@ -59,13 +59,14 @@ class Block(nnx.Module):
 
 def run_blocks(
     blocks: Block, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
-    remat: str, seen: Seen | None = None,
+    remat: str, seen: Seen | None = None, first: jax.Array | int = 0,
 ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
     """x through a stack of blocks (layers.weight.stacked): one compiled body for all of them.
 
     remat: what backward computes again. none: nothing. selective: norms, softmax and activations,
     not the matrix products of weights. full: the whole block from its input.
     seen: gets the sizes of what each block puts out, [L].
+    first: the number of the first of these blocks in the model.
     """
     n_layers = blocks.mlp.down.shape[0]
 
@@ -75,7 +76,7 @@ def run_blocks(
         return block(carry[0], view, keys_B, carry[1], layer, here), here
 
     carry, by_layer = jax.lax.scan(
-        REMAT[remat](body), (x_BTD, cache), (blocks, jnp.arange(n_layers))
+        REMAT[remat](body), (x_BTD, cache), (blocks, first + jnp.arange(n_layers))
     )
     if seen is not None:
         seen.update(by_layer)

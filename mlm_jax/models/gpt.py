@@ -79,14 +79,22 @@ class Gpt(nnx.Module):
         self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Any,
         seen: Seen | None = None, apart: Sequence[Block] | None = None,
     ) -> tuple[jax.Array, Any]:  # fmt: skip
-        with jax.named_scope("embedding"):
-            x_BTD = self.embedding(tokens_BT, view.positions_BT)
-            x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
-            x_BTD = dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+        x_BTD = self.embed(tokens_BT, view, rngs)
         if apart is None:
             x_BTD, cache = run_blocks(self.blocks, x_BTD, view, rngs, cache, self.remat, seen)
         else:
             x_BTD, cache = run_apart(apart, x_BTD, view, cache)
-        h_BTD = self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None)
+        h_BTD = self.normed(x_BTD)
         see(seen, "hidden", h_BTD)
         return h_BTD, cache
+
+    def embed(self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None) -> jax.Array:
+        """What the first block takes, [B, T, D]."""
+        with jax.named_scope("embedding"):
+            x_BTD = self.embedding(tokens_BT, view.positions_BT)
+            x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
+            return dropout(x_BTD, self.cfg.dropout, rngs, 0, "embedding")
+
+    def normed(self, x_BTD: jax.Array) -> jax.Array:
+        """What `logits` takes, of what the last block gives."""
+        return self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None)

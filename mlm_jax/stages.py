@@ -1,0 +1,80 @@
+"""Loss and gradients of a batch whose layers are pipeline stages: the step's view of pipelines."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlm_jax.config import RunConfig
+from mlm_jax.layers.attention import View
+from mlm_jax.layout import Layout
+from mlm_jax.losses import nats_of_hidden
+from mlm_jax.models import declare
+from mlm_jax.models.block import run_blocks
+from mlm_jax.models.pipeline import AXES, Parts, pipelined_grads, pipelined_sums
+
+Micros = dict[str, jax.Array]  # tokens, targets, weights .. [m, B, T]; keys [m, B]; total [m]
+
+
+def staged_loss_and_grads(
+    params: nnx.State, micros: Micros, total: jax.Array, run: RunConfig, layout: Layout
+) -> tuple[jax.Array, nnx.State]:
+    """The mean of nats over `total` tokens, and the gradient of the objective."""
+    rest, blocks = apart(params)
+    micros |= {"total": jnp.broadcast_to(total, len(micros["tokens"]))}
+    sums, (d_rest, d_blocks) = pipelined_grads(
+        parts_of(run, layout), rest, blocks, in_row_order(micros), layout, run.train.remat
+    )
+    return sums / total, nnx.State({**d_rest, "blocks": d_blocks})
+
+
+def staged_nats(params: nnx.State, micros: Micros, run: RunConfig, layout: Layout) -> jax.Array:
+    """The sum of nats over the batch, without dropout."""
+    micros |= {"total": jnp.ones(len(micros["tokens"]))}
+    return pipelined_sums(parts_of(run, layout), *apart(params), in_row_order(micros), layout)
+
+
+def apart(params: nnx.State) -> tuple[dict[str, Any], Any]:
+    parts = dict(params.raw_mapping)
+    return parts, parts.pop("blocks")
+
+
+def in_row_order(micros: Micros) -> Micros:
+    """With the positions said, since a part of a row does not know its own."""
+    T = micros["tokens"].shape[-1]
+    positions = jnp.broadcast_to(jnp.arange(T), micros["tokens"].shape)
+    return {"positions": positions, **micros}
+
+
+def parts_of(run: RunConfig, layout: Layout) -> Parts:
+    """The model as a pipeline calls it, on a device's own part of weights and microbatches."""
+    # Where the whole tick is computed again, its blocks need not be once more.
+    ticks_again = run.train.remat == "full" and layout.pipeline != "1f1b"
+    remat = "none" if ticks_again else run.train.remat
+    declared = declare(run.model, layout.inside(*AXES), remat)
+    graphdef, shapes = nnx.split(declared, nnx.Param)
+    no_rest, no_blocks = apart(shapes)  # but their shapes
+
+    def model(rest: Any, blocks: Any = None) -> Any:
+        blocks = no_blocks if blocks is None else blocks
+        return nnx.merge(graphdef, nnx.State({**rest, "blocks": blocks}))
+
+    def view(micro: Micros) -> View:
+        return View.of(run.model, micro["positions"], micro.get("segments"), slots=0)
+
+    def first(rest: Any, micro: Micros) -> jax.Array:
+        return model(rest).embed(micro["tokens"], view(micro), micro.get("keys"))
+
+    def blocks(chunk: Any, x: jax.Array, micro: Micros, layer: jax.Array) -> jax.Array:
+        stack = model(no_rest, chunk).blocks
+        return run_blocks(stack, x, view(micro), micro.get("keys"), None, remat, first=layer)[0]
+
+    def last(rest: Any, x: jax.Array, micro: Micros) -> tuple[jax.Array, jax.Array]:
+        whole = model(rest)
+        nats = nats_of_hidden(
+            whole, whole.normed(x), micro, chunks=run.train.loss_chunks, z_loss=run.train.z_loss
+        )
+        return nats.objective / micro["total"], nats.nats
+
+    return Parts(first, blocks, last)

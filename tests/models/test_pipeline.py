@@ -1,0 +1,167 @@
+"""The schedules on a toy whose stages are small: every order of work gives the plain derivative."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mlm_jax.layout import Layout
+from mlm_jax.models.pipeline import Parts, exchanges, pipelined_grads, pipelined_sums
+from mlm_jax.step import make_steps
+from tests.collectives import collectives
+from tests.conftest import tiny_batch, tiny_layout, tiny_run
+
+V, D, T, B = 11, 6, 8, 4
+
+
+def blocks_of(chunk, x, micro, layer):
+    def block(x, w_and_number):
+        w, number = w_and_number
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number)))
+        return jnp.tanh(x @ w) + noise(micro["keys"])[:, None, None], None
+
+    return jax.lax.scan(block, x, (chunk, layer + jnp.arange(len(chunk))))[0]
+
+
+def last_of(rest, x, micro):
+    logits = x @ rest["table"].T  # tied
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), micro["targets"][..., None], -1).sum()
+    return nats / 10, {"nats": nats, "tokens": jnp.int32(micro["targets"].size)}
+
+
+TOY = Parts(lambda rest, micro: rest["table"][micro["tokens"]], blocks_of, last_of)
+
+
+def toy(layers, m):
+    rng = np.random.default_rng(0)
+    rest = {"table": rng.normal(size=(V, D))}
+    blocks = rng.normal(size=(layers, D, D)) / 2
+    ids = rng.integers(0, V, (2, m, B, T))
+    keys = jax.random.split(jax.random.key(0), (m, B))
+    return rest, blocks, {"tokens": ids[0], "targets": ids[1], "keys": keys}
+
+
+def plain(rest, blocks, micros):
+    """(objective, sums) of all microbatches, one after the other."""
+    found = []
+    for i in range(len(micros["tokens"])):
+        micro = jax.tree.map(lambda x: x[i], micros)  # noqa: B023
+        x = blocks_of(blocks, TOY.first(rest, micro), micro, 0)
+        found.append(last_of(rest, x, micro))
+    return jax.tree.map(lambda *x: sum(x), *found)
+
+
+slow = pytest.mark.slow
+CASES = [  # schedule, remat, stages, chunks, layers, microbatches, dp, cp
+    pytest.param("gpipe", "none", 2, 1, 4, 5, 2, 1, marks=slow),
+    pytest.param("gpipe", "full", 4, 1, 4, 4, 1, 2),
+    pytest.param("circular", "none", 2, 3, 6, 4, 1, 1),
+    pytest.param("circular", "full", 4, 2, 8, 4, 2, 1, marks=slow),
+    pytest.param("1f1b", "none", 2, 1, 2, 2, 1, 4, marks=slow),
+    pytest.param("1f1b", "none", 4, 1, 8, 7, 2, 1),
+    pytest.param("1f1b", "none", 8, 1, 8, 9, 1, 1, marks=slow),
+    pytest.param("1f1b", "none", 2, 2, 4, 6, 2, 2, marks=pytest.mark.smoke),
+    pytest.param("1f1b", "none", 4, 3, 12, 8, 1, 1, marks=slow),
+]
+
+
+@pytest.mark.parametrize(("schedule", "remat", "pp", "chunks", "layers", "m", "dp", "cp"), CASES)
+def test_every_schedule_gives_the_plain_sums_and_gradients(
+    schedule, remat, pp, chunks, layers, m, dp, cp
+):
+    with jax.enable_x64(True):
+        devices = jax.devices()[: pp * dp * cp]
+        layout = Layout.create(
+            devices, pp=pp, dp=dp, cp=cp, pipeline=schedule, chunks=chunks if chunks > 1 else None
+        )
+        rest, blocks, micros = toy(layers, m)
+        given = jax.device_put((rest, blocks), layout.sharding()), micros
+        run = jax.jit(lambda w, micros: pipelined_grads(TOY, *w, micros, layout, remat))
+        sums, grads = run(*given)
+        (_, expected), gradients = jax.value_and_grad(lambda w: plain(*w, micros), has_aux=True)(
+            (rest, blocks)
+        )
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)  # noqa: E731
+        jax.tree.map(close, sums, expected)
+        jax.tree.map(close, grads, gradients)
+        assert grads[1].sharding.spec == P("pp")
+        forward = jax.jit(lambda w, micros: pipelined_sums(TOY, *w, micros, layout))(*given)
+        jax.tree.map(close, forward, expected)
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 8])
+@pytest.mark.parametrize("v", [2, 3, 4, 5, 8])
+def test_chunks_are_exchanged_in_as_many_permutations_as_there_are(p, v):
+    rounds = exchanges(p, v)
+    assert len(rounds) == v
+    moved = set()
+    for moves in rounds:
+        assert sorted(a for a, *_ in moves) == sorted(b for _, _, b, _ in moves) == list(range(p))
+        for a, at, b, to in moves:
+            assert a * v + at == to * p + b  # the same virtual stage
+            moved.add(a * v + at)
+    assert moved == set(range(p * v))
+
+
+PP, L, T_MODEL = 4, 8, 48
+
+
+def model_run(accumulate, remat="none"):
+    return tiny_run(
+        model={"n_layers": L, "seq_len": T_MODEL, "d_model": 64, "n_heads": 2},
+        train={"accumulate": accumulate, "global_batch_size": 2 * accumulate, "remat": remat},
+    )
+
+
+def compiled(schedule, accumulate, chunks=1, remat="none", **sizes):
+    run = model_run(accumulate, remat)
+    layout = tiny_layout(run, pp=PP, pipeline=schedule, chunks=chunks, **sizes)
+    steps = make_steps(run, layout)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding("batch", None))
+        for name, x in tiny_batch(run).items()
+    }
+    return steps.train.lower(steps.abstract, batch).compile()
+
+
+def test_1f1b_holds_activations_of_stages_and_not_of_microbatches():
+    temporary = {
+        (schedule, m): compiled(schedule, m, remat=remat).memory_analysis().temp_size_in_bytes
+        for schedule, remat in (("1f1b", "none"), ("gpipe", "full"))
+        for m in (8, 32)
+    }
+    inputs = 24 * 2 * T_MODEL * 64 * 4  # of 24 more microbatches, [2, T, D] in float32
+    tokens = (
+        24 * 2 * T_MODEL * (3 * 4 + 4)
+    )  # of the batch itself: tokens, targets, weights, positions
+    assert temporary["1f1b", 32] - temporary["1f1b", 8] < 2 * tokens < inputs / 4
+    assert temporary["gpipe", 32] - temporary["gpipe", 8] > 0.9 * inputs
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_tick_sends_one_activation_on_and_one_gradient_back(chunks):
+    m = 8
+    found = collectives(compiled("1f1b", m, chunks, dp=2).as_text())
+    permutes = [c for c in found if c.kind == "collective-permute"]
+    sent = sum(c.times for c in permutes if c.shapes[0] == (1, T_MODEL, 64))
+    assert sent == 2 * (m * chunks + PP - 1)
+    weights = Counter()
+    for c in permutes:
+        if c.shapes[0] != (1, T_MODEL, 64):
+            weights[c.shapes[0]] += c.times
+    # With several chunks, each part of the weights goes round once, and its gradient back.
+    stacked = Counter((L // (PP * chunks), *w.shape[1:]) for w in blocks())
+    assert weights == Counter(
+        {shape: 2 * chunks * n for shape, n in stacked.items()} if chunks > 1 else {}
+    )
+    # Gradients are summed over dp once, after the ticks.
+    assert {c.kind for c in found} == {"collective-permute", "all-reduce"}
+    assert not [c for c in found if c.kind == "all-reduce" and c.looped]
+
+
+def blocks():
+    run = model_run(8)
+    return jax.tree.leaves(make_steps(run, tiny_layout(run)).abstract.params["blocks"])
