@@ -5,9 +5,11 @@ On 8 GPUs of 80 GB:
 mlm-jax train --config gpt2:124m --config.layout.dp=8 --workdir runs/124m
 mlm-jax train --config gpt2:1.2b --config.layout.fsdp=8 --workdir runs/1.2b
 
-On 128 and on 512 GPUs of 32 GB, split as in the paper:
+On 64, 128, 256 and 512 GPUs of 32 GB, split as in the paper (its figure 5):
 
+mlm-jax train --config gpt2:1.2b --config.layout.dp=64 --workdir runs/1.2b
 mlm-jax train --config gpt2:2.5b --config.layout.dp=64 --config.layout.tp=2 --workdir runs/2.5b
+mlm-jax train --config gpt2:4.2b --config.layout.dp=64 --config.layout.tp=4 --workdir runs/4.2b
 mlm-jax train --config gpt2:8.3b --config.layout.dp=64 --config.layout.tp=8 --workdir runs/8.3b
 
 The paper trained 355m, 2.5b and 8.3b for 300,000 steps on 174 GB of text (sections 4 and 5), to a

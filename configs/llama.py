@@ -1,12 +1,25 @@
 """Llama 3 and 3.1 (Grattafiori et al. 2024, table 3), and a tiny one of the same make.
 
 mlm-jax train --config llama:tiny --workdir runs/llama
+
+On 8 and on 128 GPUs of 80 GB, a microbatch of 1 to 4 sequences a GPU:
+
 mlm-jax train --config llama:3-8b --config.layout.fsdp=8 --config.train.accumulate=64 --workdir runs/3-8b
 mlm-jax train --config llama:3-70b --config.layout.fsdp=16 --config.layout.tp=8 --workdir runs/3-70b
-mlm-jax train --config llama:3.1-405b --config.layout.fsdp=64 --config.layout.tp=8 --workdir runs/3.1-405b
 
-On one device; then on 8, 128 and 512 GPUs of 80 GB, a microbatch of 1 to 4 sequences a GPU. The
-sequence is the one of pre-training, 8192 tokens; 3.1 was then trained on up to 131,072.
+405b as in the paper's table 4, which has 8192 and 16384 GPUs as tp 8, cp 1 or 16, pp 16, and the
+rest in what it calls DP, where weights are split: our fsdp. Its 126 layers are 8 on each stage but
+the first and the last, which have 7; here all stages have as many, 14 of 9 layers: 7168 and twice
+14336 GPUs. Steps are of 16.8 million tokens; the third has the sequences of 131,072 tokens that
+3.1 was trained on in the end.
+
+mlm-jax train --config llama:3.1-405b --config.layout.pp=14 --config.layout.fsdp=64 --config.layout.tp=8 --config.train.accumulate=32 --workdir runs/3.1-405b
+mlm-jax train --config llama:3.1-405b --config.layout.pp=14 --config.layout.fsdp=128 --config.layout.tp=8 --config.train.accumulate=16 --workdir runs/3.1-405b
+mlm-jax train --config llama:3.1-405b --config.layout.pp=14 --config.layout.fsdp=8 --config.layout.cp=16 --config.layout.tp=8 --config.train.accumulate=16 --config.train.global_batch_size=128 --config.model.seq_len=131072 --workdir runs/3.1-405b
+
+On 512 GPUs without a pipeline, 4 sequences a group of 8:
+
+mlm-jax train --config llama:3.1-405b --config.layout.fsdp=64 --config.layout.tp=8 --workdir runs/3.1-405b
 """  # noqa: E501
 
 from mlm_jax.config import defaults
@@ -35,5 +48,7 @@ def get_config(size: str = "tiny"):
         m.dtype = "bfloat16"
         cfg.train.steps, cfg.train.remat = 100_000, "full"
         cfg.train.global_batch_size, cfg.train.accumulate = 512, 8
+        if size == "3.1-405b":
+            cfg.train.global_batch_size = 2048
         cfg.optimizer.min_lr, cfg.optimizer.warmup_steps = cfg.optimizer.lr / 100, 2000
     return cfg

@@ -117,9 +117,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LayoutConfig:
-    preset: Literal["single", "dp", "fsdp", "tp", "tp_sp", "fsdp_tp"] | None = setting(
-        None, "None: single on one device, else dp"
-    )
+    preset: (
+        Literal[
+            "single", "dp", "zero1", "zero2", "zero3", "fsdp", "hybrid", "tp", "tp_sp", "fsdp_tp"
+        ]
+        | None
+    ) = setting(None, "None: single on one device, else dp; hybrid: fsdp in a node, dp across")
     pp: int | None = setting(None, "pipeline stages", low=-1)
     dp: int | None = setting(None, "data parallel; -1 on one axis: the rest of the devices", low=-1)
     fsdp: int | None = setting(None, "data parallel with split weights (ZeRO-3)", low=-1)
@@ -127,7 +130,13 @@ class LayoutConfig:
     cp: int | None = setting(None, "context parallel", low=-1)
     tp: int | None = setting(None, "tensor parallel", low=-1)
     sequence_parallel: bool | None = setting(None, "split the residual stream over tp")
-    zero: int = setting(0, "1: optimizer state and gradients split over dp", low=0, below=2)
+    zero: int | None = setting(
+        None,
+        "1: optimizer state split over dp, 2: gradients of accumulated microbatches too; 3 is fsdp;"
+        " None: 0, or the preset's",
+        low=0,
+        below=4,
+    )
     pipeline: Literal["gpipe", "circular", "1f1b"] | None = setting(
         None, "order of the work of pp stages; None: 1f1b"
     )

@@ -11,12 +11,13 @@ from flax import nnx
 
 from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
+from mlm_jax.gradients import added_up_once, over_dp
 from mlm_jax.layers.dropout import sample_keys
 from mlm_jax.layers.watch import activation_sizes, both, group_norms
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
 from mlm_jax.losses import check_chunks, next_token_nats
-from mlm_jax.models import declare
+from mlm_jax.models import declare, relaid
 from mlm_jax.optimizer import make_optimizer, make_schedule, updates_done
 from mlm_jax.stages import staged_loss_and_grads, staged_nats
 
@@ -87,33 +88,39 @@ def train_step(
     rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
     n = run.train.microbatches(len(rows))
 
-    def loss_of(params: nnx.State, micro: Batch) -> Any:
-        seen = {} if run.watch.activations else None
-        model = nnx.merge(graphdef, params)
-        keys = sample_keys(run.train.seed, state.step, micro["row"]) if run.model.dropout else None
-        nats = next_token_nats(
-            model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
-        )
-        return nats.objective / total, (nats.nats / total, seen or {})
+    once = added_up_once(layout, n)
+    here = layout.inside("dp") if once else layout
 
-    def loss_and_grads(micro: Batch) -> Any:
-        (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro)
-        split = layout.shardings(state.params, of_optimizer=True)
-        return (loss, jax.lax.with_sharding_constraint(grads, split)), seen
+    def sums(params: nnx.State, step: jax.Array, total: jax.Array, batch: Batch) -> Any:
+        """Loss and gradients, and what was seen, over the microbatches of the batch at hand."""
+
+        def loss_of(params: nnx.State, micro: Batch) -> Any:
+            seen = {} if run.watch.activations else None
+            model = relaid(nnx.merge(graphdef, params), here)
+            keys = sample_keys(run.train.seed, step, micro["row"]) if run.model.dropout else None
+            nats = next_token_nats(
+                model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
+            )
+            return nats.objective / total, (nats.nats / total, seen or {})
+
+        def loss_and_grads(micro: Batch) -> Any:
+            (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
+            return (loss, here.constrain_gradients(grads)), seen
+
+        add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
+        return over_microbatches(loss_and_grads, batch, n, here, add)
 
     if layout.mesh.shape["pp"] > 1:
         micros = microbatches(batch, n, layout)
         if run.model.dropout:
             keys = sample_keys(run.train.seed, state.step, rows)
             micros |= microbatches({"keys": keys}, n, layout)
-        loss, grads = staged_loss_and_grads(state.params, micros, total, run, layout)
-        split = layout.shardings(state.params, of_optimizer=True)
-        grads, seen = jax.lax.with_sharding_constraint(grads, split), {}
+        (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
     else:
-        (loss, grads), seen = over_microbatches(
-            loss_and_grads, dict(batch) | {"row": rows}, n, layout,
-            add=lambda a, b: (added(a[0], b[0]), both(a[1], b[1])),
-        )  # fmt: skip
+        (loss, grads), seen = (over_dp(sums, layout) if once else sums)(
+            state.params, state.step, total, dict(batch) | {"row": rows}
+        )
+    grads = layout.constrain_gradients(grads)
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)

@@ -108,7 +108,8 @@ def test_a_value_is_typed_by_its_setting(plain, key, value, meant):
         (
             "layout.preset",
             "tp-sp",
-            "one of single, dp, fsdp, tp, tp_sp, fsdp_tp; did you mean tp_sp?",
+            "one of single, dp, zero1, zero2, zero3, fsdp, hybrid, tp, tp_sp, fsdp_tp; did you mean"
+            " tp_sp?",
         ),
         ("layout.tp", "0", "a size of 1 or more, or -1"),
         ("layout.tp", -2, "a size of 1 or more, or -1"),
@@ -269,7 +270,7 @@ def test_a_key_that_is_no_setting_is_refused_with_what_may_be_meant(plain, key, 
                 ("adafactor", "momentum", 0.5), ("adafactor", "moment_dtype", "bfloat16"),
             )
         ),
-        ({"layout.zero": 2}, "layout.zero=2 is not at least 0 and below 2"),
+        ({"layout.zero": 4}, "layout.zero=4 is not at least 0 and below 4"),
         ({"data.tokenizer": "t"}, "data.tokenizer='t' does nothing with a built-in corpus"),
         ({"data.split": "9,1"}, "data.split='9,1' does nothing"),
     ],

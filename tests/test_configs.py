@@ -19,18 +19,29 @@ from mlm_jax.layout import Layout
 from mlm_jax.models import declare
 
 CONFIGS = sorted(shipped_configs().glob("*.py"))
-# Narayanan et al. 2021, table 1: billions as printed; layers, width, heads, tensor parallel, GPUs.
+# Narayanan et al. 2021, table 1: billions as printed; layers, width, heads; tp, pp, layers of a
+# chunk where stages are interleaved (its script run_table_1.sh), GPUs; sequences a step and a
+# microbatch.
 TABLE_1 = {
-    "1.7": (24, 2304, 24, 1, 32),
-    "3.6": (30, 3072, 32, 2, 64),
-    "7.5": (36, 4096, 32, 4, 128),
-    "18.4": (40, 6144, 48, 8, 256),
-    "39.1": (48, 8192, 64, 8, 512),
-    "76.1": (60, 10240, 80, 8, 1024),
-    "145.6": (80, 12288, 96, 8, 1536),
-    "310.1": (96, 16384, 128, 8, 1920),
-    "529.6": (105, 20480, 128, 8, 2520),
-    "1008": (128, 25600, 160, 8, 3072),
+    "1.7": (24, 2304, 24, 1, 1, None, 32, 512, 16),
+    "3.6": (30, 3072, 32, 2, 1, None, 64, 512, 16),
+    "7.5": (36, 4096, 32, 4, 1, None, 128, 512, 16),
+    "18.4": (40, 6144, 48, 8, 1, None, 256, 1024, 8),
+    "39.1": (48, 8192, 64, 8, 2, None, 512, 1536, 4),
+    "76.1": (60, 10240, 80, 8, 4, 5, 1024, 1792, 2),
+    "145.6": (80, 12288, 96, 8, 8, 5, 1536, 2304, 2),
+    "310.1": (96, 16384, 128, 8, 16, 3, 1920, 2160, 1),
+    "529.6": (105, 20480, 128, 8, 35, 1, 2520, 2520, 1),
+    "1008": (128, 25600, 160, 8, 64, None, 3072, 3072, 1),
+}
+# Shoeybi et al. 2019, figure 5: model and data parallel. Korthikanti et al. 2022, table 3: layers,
+# width, heads; tp, pp, GPUs; sequences a step and a microbatch.
+FIGURE_5 = {"1.2": (1, 64), "2.5": (2, 64), "4.2": (4, 64), "8.3": (8, 64)}
+TABLE_3 = {
+    "22b": (48, 6144, 64, 8, 1, 8, 4, 4),
+    "175b": (96, 12288, 96, 8, 8, 64, 64, 1),
+    "530b": (105, 20480, 128, 8, 35, 280, 280, 1),
+    "1t": (128, 25600, 160, 8, 64, 512, 512, 1),
 }
 LAYOUTS = {  # sizes of the axes, and how many devices there are
     "gpt2:124m": ({"dp": 8}, 8),
@@ -41,16 +52,20 @@ LAYOUTS = {  # sizes of the axes, and how many devices there are
     "gpt2:2.5b": ({"tp": 2}, 128),
     "gpt2:4.2b": ({"tp": 4}, 256),
     "gpt2:8.3b": ({"tp": 8, "sequence_parallel": True}, 512),
-    "gpt3:1.7b": ({"fsdp": 32}, 32),
-    "gpt3:3.6b": ({"fsdp": 32, "tp": 2}, 64),
+    "gpt3:1.7b": ({"dp": 32}, 32),
+    "gpt3:3.6b": ({"dp": 32, "tp": 2}, 64),
     "gpt3:7.5b": ({"fsdp": 32, "tp": 4}, 128),
-    "gpt3:18.4b": ({"fsdp": 32, "tp": 8}, 256),
-    "gpt3:39.1b": ({"fsdp": 64, "tp": 8}, 512),
-    "gpt3:76.1b": ({"fsdp": 128, "tp": 8}, 1024),
-    "gpt3:145.6b": ({"fsdp": 192, "tp": 8}, 1536),
-    "gpt3:310.1b": ({"fsdp": 16, "tp": 8}, 1920),
-    "gpt3:529.6b": ({"fsdp": 40, "tp": 8}, 2240),
-    "gpt3:1008b": ({"preset": "fsdp_tp"}, 512),
+    "gpt3:18.4b": ({"dp": 32, "tp": 8}, 256),
+    "gpt3:39.1b": ({"pp": 2, "tp": 8}, 512),
+    "gpt3:76.1b": ({"pp": 4, "chunks": 3, "tp": 8}, 1024),
+    "gpt3:145.6b": ({"pp": 8, "chunks": 2, "tp": 8}, 1536),
+    "gpt3:310.1b": ({"pp": 16, "chunks": 2, "tp": 8}, 1920),
+    "gpt3:529.6b": ({"pp": 35, "chunks": 3, "tp": 8}, 2520),
+    "gpt3:1008b": ({"pp": 64, "tp": 8}, 3072),
+    "gpt3:22b": ({"preset": "tp_sp"}, 8),
+    "gpt3:175b": ({"pp": 8, "chunks": 3, "tp": 8, "sequence_parallel": True}, 64),
+    "gpt3:530b": ({"pp": 35, "chunks": 3, "tp": 8, "sequence_parallel": True}, 280),
+    "gpt3:1t": ({"pp": 64, "tp": 8, "sequence_parallel": True}, 512),
     "llama:tiny": ({"preset": "fsdp_tp"}, 8),
     "llama:3-8b": ({"fsdp": 64}, 64),
     "llama:3-70b": ({"fsdp": 16, "tp": 8}, 128),
@@ -125,7 +140,9 @@ def test_every_preset_fits_a_sensible_layout(spec):
     layout = Layout.from_config(run, devices)
     rows = layout.explain(nnx.state(declare(run.model, layout), nnx.Param))
     assert time.perf_counter() - begun < 1  # shapes only: 0.05 s
+    stacks = layout.mesh.shape["pp"] > 1  # then tables are whole on each stage
     tables = [row for row in rows if "position" not in row["dims"]]  # may be whole everywhere
+    tables = [row for row in tables if "layer" in row["dims"] or not stacks]
     held, all_of_it = (sum(row["bytes"] for row in tables), sum(map(in_float32, tables)))
     assert 1 <= held / all_of_it * layout.mesh.size / layout.mesh.shape["dp"] < 1.1
 
@@ -149,10 +166,47 @@ def test_a_docstrings_command_parses_and_its_layout_fits(line, capsys):
     assert "GiB of weights on a device" in capsys.readouterr().out
 
 
+def sizes_in(line: str) -> dict[str, int]:
+    """Sizes of the layout that a command sets."""
+    return {key: int(n) for key, n in re.findall(r"--config\.layout\.(\w+)=(\d+)", line)}
+
+
+def command_of(spec: str, first: str = "") -> dict[str, int]:
+    return next(sizes_in(line) for line in commands() if f" {spec} " in line and first in line)
+
+
+@pytest.mark.parametrize("printed", FIGURE_5)
+def test_a_command_of_the_2019_figure_has_the_papers_parallelism(printed):
+    tp, dp = FIGURE_5[printed]
+    found = command_of(f"gpt2:{printed}b", "layout.dp=")
+    assert found == {"dp": dp} | ({"tp": tp} if tp > 1 else {})
+
+
 @pytest.mark.parametrize("printed", TABLE_1)
-def test_a_command_of_the_2021_table_takes_the_papers_gpus(printed):
-    *_, tp, gpus = TABLE_1[printed]
-    line = next(line for line in commands() if f" gpt3:{printed}b " in line)
-    sizes = {axis: int(n) for axis, n in re.findall(r"--config\.layout\.(\w+)=(\d+)", line)}
-    assert sizes.get("tp", 1) == tp
-    assert math.prod(sizes.values()) == {"529.6": 2240}.get(printed, gpus)
+def test_a_command_of_the_2021_table_has_the_papers_parallelism(printed):
+    layers, _, _, tp, pp, in_chunk, gpus, batch, micro = TABLE_1[printed]
+    sizes = command_of(f"gpt3:{printed}b")
+    train = load_config(f"gpt3:{printed}b").train
+    assert (sizes.get("tp", 1), sizes.get("pp", 1)) == (tp, pp)
+    assert sizes.get("chunks", 1) == (layers // pp // in_chunk if in_chunk else 1)
+    assert math.prod(sizes[axis] for axis in sizes if axis != "chunks") == gpus
+    assert (train.global_batch_size, train.microbatch) == (batch, micro * sizes["dp"])
+
+
+@pytest.mark.parametrize("size", TABLE_3)
+def test_a_command_of_the_2022_table_has_the_papers_parallelism(size):
+    *shape, tp, pp, gpus, batch, micro = TABLE_3[size]
+    sizes, run = command_of(f"gpt3:{size}", "sequence_parallel=True"), load_config(f"gpt3:{size}")
+    assert [run.model.n_layers, run.model.d_model, run.model.n_heads] == shape
+    assert (sizes["tp"], sizes.get("pp", 1), tp * pp) == (tp, pp, gpus)
+    assert (run.train.global_batch_size, run.train.microbatch) == (batch, micro)
+    assert run.train.remat == "selective"
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "cp", "gpus"), [(64, 1, 8192), (128, 1, 16384), (8, 16, 16384)], ids=str
+)
+def test_405b_has_the_papers_parallelism_on_14_stages_of_16(fsdp, cp, gpus):
+    sizes = command_of("llama:3.1-405b", f"pp=14 --config.layout.fsdp={fsdp} ")
+    assert sizes == {"pp": 14, "fsdp": fsdp, "tp": 8} | ({"cp": cp} if cp > 1 else {})
+    assert math.prod(sizes.values()) * 16 == gpus * 14

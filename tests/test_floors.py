@@ -19,12 +19,12 @@ import mlm_jax
 ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
-        "errors", "config", "misfits", "batch_sizes", "door", "layout", "distributed", "host",
-        "metrics", "terminal", "boards", "profiling",
+        "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits", "mesh",
+        "distributed", "host", "metrics", "terminal", "boards", "profiling",
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},
-    {"step", "checkpoint/", "inference/"},
+    {"step", "gradients", "stages", "checkpoint/", "inference/"},
     {"evaluate/", "report", "charts", "summary", "bad_steps"},
     {"loop"},
     {"__main__", "commands/"},

@@ -1,15 +1,20 @@
 import dataclasses
 import math
+import re
 import time
 
+import hypothesis
 import jax
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlm_jax.config import LayoutConfig
 from mlm_jax.door import load_config
 from mlm_jax.errors import LayoutError
-from mlm_jax.layout import MESH_AXES, PRESETS, Layout, P, resolve
+from mlm_jax.layout import Layout, P
+from mlm_jax.mesh import MESH_AXES, PRESETS, resolve
 from mlm_jax.models import build, declare
 from mlm_jax.step import make_steps
 from tests.conftest import LAYOUTS, named, tiny_layout, tiny_run
@@ -33,6 +38,10 @@ def above_one(sizes):
         ("tp", {"tp": 8}),
         ("tp_sp", {"tp": 8}),
         ("fsdp_tp", {"fsdp": 4, "tp": 2}),
+        ("zero1", {"dp": 8}),
+        ("zero2", {"dp": 8}),
+        ("zero3", {"fsdp": 8}),
+        ("hybrid", {"fsdp": 8}),  # a single node
     ],
 )
 def test_presets(preset, on_8):
@@ -42,12 +51,14 @@ def test_presets(preset, on_8):
     assert tuple(layout.mesh.shape) == MESH_AXES
     assert above_one(layout.mesh.shape) == on_8
     assert layout.axes("residual_seq") == (("tp",) if preset == "tp_sp" else ())
+    assert layout.zero == {"zero1": 1, "zero2": 2}.get(preset, 0)
     if preset == "fsdp_tp":
         with pytest.raises(LayoutError, match=r"tp=2 takes 2 devices .* the 1 there are"):
             Layout.from_config(run, 1)
     else:  # sequence parallelism is off too where there is nothing to split
         assert Layout.from_config(run, 1).mesh.size == 1
         assert Layout.from_config(run, 1).axes("residual_seq") == ()
+        assert Layout.from_config(run, 1).zero == 0
 
 
 @pytest.mark.parametrize(
@@ -67,13 +78,15 @@ def test_presets(preset, on_8):
     ids=str,
 )
 def test_an_explicit_size_wins_and_one_axis_takes_the_rest(settings, sizes):
-    assert above_one(resolve(LayoutConfig(**settings), 8)[0]) == sizes
+    resolved = resolve(LayoutConfig(**settings), 8)
+    assert above_one({axis: resolved[axis] for axis in MESH_AXES}) == sizes
 
 
 def test_sequence_parallelism_follows_the_preset_unless_set():
-    assert resolve(LayoutConfig(preset="tp_sp"), 8)[1]
-    assert not resolve(LayoutConfig(preset="tp_sp", sequence_parallel=False), 8)[1]
-    assert resolve(LayoutConfig(tp=4, sequence_parallel=True), 8)[1]
+    assert resolve(LayoutConfig(preset="tp_sp"), 8)["sequence_parallel"]
+    unset = LayoutConfig(preset="tp_sp", sequence_parallel=False)
+    assert not resolve(unset, 8)["sequence_parallel"]
+    assert resolve(LayoutConfig(tp=4, sequence_parallel=True), 8)["sequence_parallel"]
 
 
 def test_single_takes_one_device_of_many():
@@ -108,25 +121,132 @@ def test_what_cannot_be_is_refused(settings, says):
     assert all(words in str(refused.value) for words in says), refused.value
 
 
-def test_every_misfit_is_in_one_message_with_values_that_would_work():
+def test_every_misfit_is_in_one_message():
     run = tiny_run(
         model={"n_heads": 6, "n_kv_heads": 3, "d_model": 66, "d_mlp": 99, "seq_len": 31},
-        train={"global_batch_size": 12},
+        train={"global_batch_size": 12, "accumulate": 2},
         layout={"fsdp": 2, "tp": 4, "sequence_parallel": True},
     )
-    with pytest.raises(LayoutError) as refused:
-        Layout.from_config(run, 16)  # dp 2
-    lines = str(refused.value).splitlines()
+    lines = refused(run, 16)  # dp 2
     assert lines[0] == "layout dp=2 fsdp=2 tp=4 does not fit this run:"
-    for expected in [
-        "model.n_heads = 6 does not divide by layout.tp = 4; try n_heads 4 or 8, or tp 2, 3 or 6",
-        "model.n_kv_heads = 3 does not divide by layout.tp = 4; try n_kv_heads 4, or tp 1 or 3",
-        "model.seq_len = 31 does not divide by layout.tp = 4; try seq_len 28 or 32, or tp 1",
-    ]:
-        assert "  " + expected in lines
-    for setting in ("model.d_mlp = 99 ", "model.n_heads * model.head_dim = 66 "):
-        assert [line for line in lines if line.startswith("  " + setting) and "try" in line]
-    assert not any("embed" in line or "d_model" in line for line in lines)  # 66 divides by fsdp
+    settings = [line.partition(" does not divide by ")[0].strip() for line in lines[1:]]
+    assert settings == [
+        "model.n_heads = 6", "model.n_kv_heads = 3", "model.n_heads * model.head_dim = 66",
+        "model.d_mlp = 99", "model.seq_len = 31", "train.global_batch_size / train.accumulate = 6",
+    ]  # fmt: skip
+    assert all("; try " in line for line in lines[1:])
+
+
+MISFITS = [  # settings, devices, what is said: setting, size, and values to try
+    ({"model": {"n_heads": 6, "d_model": 96}, "layout": {"tp": 4}}, 4,
+     "model.n_heads = 6 does not divide by layout.tp = 4; try n_heads 4 or 8, or tp 2 (dp 2)"),
+    ({"model": {"n_heads": 12, "n_kv_heads": 3, "d_model": 96}, "layout": {"tp": 2}}, 2,
+     "model.n_kv_heads = 3 does not divide by layout.tp = 2; try n_kv_heads 2 or 4"),
+    ({"model": {"n_layers": 6}, "layout": {"pp": 4}, "train": {"accumulate": 4}}, 8,
+     "model.n_layers = 6 does not divide by layout.pp = 4; try n_layers 4 or 8, or pp 2 (dp 4)"),
+    ({"model": {"n_layers": 6}, "layout": {"pp": 2, "chunks": 2}, "train": {"accumulate": 4}}, 8,
+     "model.n_layers = 6 does not divide by layout.pp * layout.chunks = 4; try n_layers 4 or 8, or"
+     " chunks 1 or 3"),
+    ({"model": {"seq_len": 36}, "layout": {"cp": 4}}, 4,
+     "model.seq_len = 36 does not divide by layout.cp * 2 of zigzag = 8; try seq_len 32 or 40, or"
+     " cp 2 (dp 2)"),
+    ({"model": {"vocab_size": 500, "d_model": 48, "n_heads": 3, "d_mlp": 192},
+      "layout": {"tp": 3}}, 3,
+     "model.vocab_size (padded) = 512 does not divide by layout.tp = 3; try vocab_size 384 or 768"),
+    ({"layout": {"dp": 2, "fsdp": 4}, "train": {"global_batch_size": 16, "accumulate": 4}}, 8,
+     "train.global_batch_size / train.accumulate = 4 does not divide by layout.dp * layout.fsdp ="
+     " 8; try accumulate 2 or 1, or global_batch_size 32"),
+    ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {"accumulate": 2}}, 4,
+     "train.accumulate = 2 makes 2 microbatches of 32 sequences, and a pipeline needs layout.pp ="
+     " 4 at least; try accumulate 4, 8 or 16"),
+    ({"model": {"n_layers": 8}, "layout": {"pp": 4, "chunks": 2},
+      "train": {"global_batch_size": 36, "accumulate": 6}}, 4,
+     "train.accumulate = 6 makes 6 microbatches of 36 sequences, and a pipeline needs a multiple of"
+     " layout.pp = 4; try accumulate 4, 12 or 36"),
+    ({"model": {"n_layers": 4}, "layout": {"pp": 4},
+      "train": {"global_batch_size": 3, "accumulate": 3}}, 4,
+     "train.accumulate = 3 makes 3 microbatches of 3 sequences, and a pipeline needs layout.pp = 4"
+     " at least; try accumulate 4 and global_batch_size 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "devices", "says"), MISFITS, ids=lambda x: str(x)[:40])
+def test_what_does_not_divide_is_refused_with_values_that_work(settings, devices, says):
+    lines = refused(tiny_run(**settings), devices)
+    assert "  " + says in lines
+    assert all(mended(settings, devices, line) for line in lines[1:])
+
+
+def refused(run, devices):
+    with pytest.raises(LayoutError) as why:
+        Layout.from_config(run, devices)
+    return str(why.value).splitlines()
+
+
+def hints(line):
+    """[{setting: value}] of 'setting = 6 does not ..; try n_heads 4 or 8, or tp 2 (dp 4) or 1'."""
+    found = []
+    for group in re.split(r", or (?=[a-z])", line.partition("; try ")[2]):
+        if " and global_batch_size" in group:
+            found.append({k: int(n) for k, n in re.findall(r"(\w+) (\d+)", group)})
+            continue
+        key = group.split()[0]
+        for n, dp in re.findall(r"(?:^\w+ |, | or )(\d+)(?: \(dp (\d+)\))?", group):
+            found.append({key: int(n)} | ({"dp": int(dp)} if dp else {}))
+    return found
+
+
+SECTIONS = {"accumulate": "train", "global_batch_size": "train"} | dict.fromkeys(
+    (*MESH_AXES, "chunks"), "layout"
+)
+
+
+def mended(settings, devices, line):
+    """Whether every value that a line names takes away that line, and adds none."""
+    before = refused(tiny_run(**settings), devices)
+    subjects = {text.split(" = ")[0] for text in before[1:]}
+    for hint in hints(line):
+        new = {section: dict(values) for section, values in settings.items()}
+        for key, value in hint.items():
+            new.setdefault(SECTIONS.get(key, "model"), {})[key] = value
+        try:
+            Layout.from_config(tiny_run(**new), devices)
+            left = set()
+        except LayoutError as why:
+            left = {text.split(" = ")[0] for text in str(why).splitlines()[1:]}
+        assert left <= subjects - {line.split(" = ")[0]}, (line, hint, left)
+    return hints(line) != []
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_values_that_a_message_names_work(data):
+    size = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    heads = size(2, 4, 6, 12)
+    wanted = {
+        "model": {
+            "n_layers": size(1, 2, 3, 4, 6, 8, 12), "n_heads": heads, "d_model": heads * 16,
+            # one that is the default's would be taken for it
+            "n_kv_heads": size(None, *(k for k in (1, 2, 3, 4, 6) if heads % k == 0 and k < heads)),
+            "d_mlp": size(64, 96, 100, 128), "seq_len": size(16, 24, 32, 36),
+        },
+        "train": {"global_batch_size": size(8, 12, 24, 32, 64)},
+        "layout": {
+            "pp": size(1, 2, 4), "fsdp": size(1, 2, 3), "cp": size(1, 2), "tp": size(1, 2, 3, 4),
+        },
+    }  # fmt: skip
+    batch, axes = wanted["train"]["global_batch_size"], wanted["layout"]
+    wanted["train"]["accumulate"] = size(*(k for k in (1, 2, 4, 6, 8) if batch % k == 0))
+    if axes["pp"] > 1:
+        axes["chunks"] = size(1, 2, 3)
+    axes["dp"] = size(1, 2, 4)
+    devices = math.prod(axes[axis] for axis in MESH_AXES if axis in axes)
+    try:
+        Layout.from_config(tiny_run(**wanted), devices)
+    except LayoutError as why:
+        for line in str(why).splitlines()[1:]:
+            if "with what goes with it" not in line:
+                mended(wanted, devices, line)
 
 
 @pytest.mark.parametrize(("accumulate", "works"), [(1, True), (2, False)])

@@ -13,6 +13,7 @@ from mlm_jax.errors import ConfigError
 from mlm_jax.layers.cache import Cache
 from mlm_jax.layers.causal import Formula, causal_attention
 from mlm_jax.layers.context import context_attention
+from mlm_jax.layers.cudnn import cudnn_attention
 from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.rotary import rotary_angles, rotate
 from mlm_jax.layers.weight import Normal, bias, linear, linear_out, weight
@@ -128,11 +129,8 @@ class Attention(nnx.Module):
             return context_attention(*of, self.layout, segments_BT=segments, window=window)
         if not self._uses_cudnn(view, q_BTNH.dtype):
             return causal_attention(*of, segments_BT=segments, window=window)
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), scale=formula.scale,
-            is_causal=True, implementation="cudnn",
-            local_window_size=formula.window and (formula.window - 1, 0),
-        )  # fmt: skip
+        k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, formula, self.layout)
 
     def _uses_cudnn(self, view: View, dtype: jnp.dtype) -> bool:
         """Whether cuDNN's kernel computes this; it is given no segments, so there must be none."""

@@ -126,8 +126,8 @@ def gradients(
 
     lse [B, K, G, T]: of the whole row. mean: sum of result and g over the last dim.
     """
-    dqs, dk, dv = [], None, None
-    for rows, keys in reversed(parts):
+    dqs, dk, dv = [], *(jnp.zeros(x.shape, lse.dtype) for x in (k, v))
+    for rows, keys in parts:
         s = _scores(formula, q[..., rows, :], k[:, :, keys])
         seen = sight.of(rows, keys, formula.window)
         p = jnp.where(seen, jnp.exp(s - lse[..., rows, None]), 0)
@@ -137,19 +137,16 @@ def gradients(
             ds *= 1 - jnp.square(s / formula.softcap)
         ds, p = (x.astype(g.dtype) for x in (ds, p))
         dqs.append(_dot("BKGTS,BKSH->BKGTH", ds, k[:, :, keys]))
-        dk = _added(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, q[..., rows, :]))
-        dv = _added(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
-    return jnp.concatenate(dqs[::-1], axis=3) * formula.scale, dk * formula.scale, dv
+        dk = _add(dk, keys, _dot("BKGTS,BKGTH->BKSH", ds, q[..., rows, :]))
+        dv = _add(dv, keys, _dot("BKGTS,BKGTH->BKSH", p, g[..., rows, :]))
+    return jnp.concatenate(dqs, axis=3) * formula.scale, dk * formula.scale, dv
 
 
-def _added(total: Any, keys: slice, part: jax.Array) -> Any:
-    """total [B, K, S, H] with a part of it added; the first, of the last keys, makes it.
-
-    Not zeros: XLA does not split these over tp inside of a `shard_map`, and gathers all heads.
-    """
-    if total is None:
-        return jnp.pad(part, ((0, 0), (0, 0), (keys.start, 0), (0, 0)))
-    return total.at[:, :, keys].add(part)
+def _add(total_BKSH: jax.Array, keys: slice, part: jax.Array) -> jax.Array:
+    """total.at[:, :, keys].add(part), which is a scatter; under a shard_map over some axes XLA
+    gathers a scatter's operands from the devices of all others."""
+    part += total_BKSH[:, :, keys]
+    return jax.lax.dynamic_update_slice_in_dim(total_BKSH, part, keys.start, axis=2)
 
 
 def mean_of(out: jax.Array, g: jax.Array) -> jax.Array:

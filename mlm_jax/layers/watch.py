@@ -48,6 +48,18 @@ def both(a: Seen, b: Seen) -> Seen:
     }
 
 
+def over_parts(seen: Seen, axis: str) -> Seen:
+    """Of a batch, from what each device of a shard_map over this axis saw of its own rows."""
+    return {
+        name: Size(
+            jax.lax.pmean(x.mean_abs, axis),
+            jax.lax.pmean(x.mean_square, axis),
+            jax.lax.pmax(x.largest, axis),
+        )
+        for name, x in seen.items()
+    }
+
+
 def activation_sizes(seen: Seen, microbatches: int) -> dict[str, dict[str, jax.Array]]:
     return {
         "activation_mean_abs": {name: x.mean_abs / microbatches for name, x in seen.items()},
