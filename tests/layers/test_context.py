@@ -9,13 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mlm_jax.layers.causal import Formula, causal_attention
-from mlm_jax.layers.context import (
-    context_attention,
-    half_blocks,
-    in_order,
-    out_of_order,
-    places,
-)
+from mlm_jax.layers.context import context_attention, half_blocks
+from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layout import Layout
 from tests.collectives import collectives
 

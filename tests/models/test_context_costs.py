@@ -50,8 +50,10 @@ def exchanged(ops):
     return own, [c for c in ops if c not in own]
 
 
-@pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("n", "packed"),
+    [(4, True), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((2, False), (8, True)))],
+)
 def test_keys_and_values_go_round_once_forward_and_once_backward(n, packed):
     layer, outside = sent(cp=n, packed=packed)
     ring, rest = exchanged(layer)
@@ -83,7 +85,17 @@ def test_gathered_keys_and_values_are_sent_twice_and_their_gradients_scattered()
     assert {c.kind for c in outside} == {"all-reduce"}
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["tp", "tp_sp"])
+def test_the_loss_in_chunks_sends_a_number_a_chunk_and_one_gradient():
+    layer, outside = sent(cp=4, chunks=2)
+    in_loss = [c for c in layer if "jvp(head)" in c.op_name]
+    assert [(c.kind, c.shapes, c.times) for c in in_loss] == [("all-reduce", ((),), 2)]
+    tables = [shape for c in outside for shape in c.shapes if shape == (512, 64)]
+    assert len(tables) == 2  # gradients of the embedding and of the head, once a step
+
+
+@pytest.mark.parametrize(
+    "sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True], ids=["tp", "tp_sp"]
+)
 def test_beside_the_ring_tensor_parallelism_sends_what_it_always_does(sequence_parallel):
     layer, _ = sent(cp=2, tp=2, sequence_parallel=sequence_parallel)
     ring, rest = exchanged(layer)
