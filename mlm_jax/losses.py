@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.errors import ConfigError
-from mlm_jax.layers.context import in_order
+from mlm_jax.layers.order import in_order
 from mlm_jax.layers.watch import Seen
 from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout

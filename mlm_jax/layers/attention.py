@@ -25,13 +25,13 @@ class View(NamedTuple):
 
     positions int32 [B, T]; angles [B, T, H/2] or None; segments int32 [B, T]: tokens of a document
     share a number; None: a row is one. places int32 [T]: of tokens in their rows, by which dropout
-    draws (positions begin again with a document); None with a cache.
+    draws: positions begin again with a document.
     """
 
     positions_BT: jax.Array
     angles_BTh: jax.Array | None
     segments_BT: jax.Array | None
-    places_T: jax.Array | None
+    places_T: jax.Array
 
     @classmethod
     def of(
@@ -39,6 +39,7 @@ class View(NamedTuple):
         places_T: jax.Array | None = None,
     ) -> "View":  # fmt: skip
         angles = rotary_angles(cfg, positions_BT) if cfg.positions == "rotary" else None
+        places_T = jnp.arange(positions_BT.shape[1]) if places_T is None else places_T
         return cls(positions_BT, angles, segments_BT, places_T)
 
 
@@ -118,7 +119,8 @@ class Attention(nnx.Module):
         layer: jax.Array,
     ) -> jax.Array:  # fmt: skip
         formula, window = self.formula, None
-        if every := self.cfg.global_every:  # so the window depends on the layer
+        every = self.cfg.global_every
+        if every and formula.window:  # it depends on the layer
             everything = jnp.int32(jnp.iinfo(jnp.int32).max)
             window = jnp.where((layer + 1) % every == 0, everything, formula.window)
             formula = formula._replace(window=None)

@@ -154,9 +154,9 @@ def mean_of(out: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.sum(out.astype(wide(g.dtype)) * g.astype(wide(g.dtype)), axis=-1)
 
 
-def lowest(dtype: jnp.dtype) -> jax.Array:
+def lowest(dtype: jnp.dtype) -> float:
     """A score so low that it counts for nothing beside any other, and that may be added to."""
-    return jnp.finfo(dtype).min / 2
+    return float(jnp.finfo(dtype).min) / 2
 
 
 def _forward(formula: Formula, *of: Any) -> Any:

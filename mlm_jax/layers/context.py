@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
@@ -52,55 +51,11 @@ def context_attention(
     Inside of a shard_map over cp they are a device's own part.
     """
     q_BKGTH = grouped(q_BTNH, k_BKSH.shape[1])
-    of = Operands(q_BKGTH, k_BKSH, v_BKSH, segments_BT, window)
-    return ungrouped(_attend(formula, layout, of))
+    return ungrouped(_attend(formula, layout, q_BKGTH, k_BKSH, v_BKSH, segments_BT, window))
 
 
-def in_order(rows: Any, layout: Layout) -> Any:
-    """A tree of arrays [..., B, T] whose tokens are in a row, in the order of the layout instead.
-
-    Where they are whole on each device, as tokens are, nothing is sent.
-    """
-    if layout.context == 1:
-        return rows
-
-    def ordered(x: jax.Array) -> jax.Array:
-        lead = (None,) * (x.ndim - 2)
-        return layout.constrain(x[..., layout.order(x.shape[-1])], *lead, "batch", "seq")
-
-    return jax.tree.map(ordered, rows)
-
-
-def out_of_order(x_BTD: jax.Array, layout: Layout) -> jax.Array:
-    """The tokens of an array in a row again."""
-    if layout.context == 1:
-        return x_BTD
-    return x_BTD[:, np.argsort(layout.order(x_BTD.shape[1]))]
-
-
-def places(layout: Layout, length: int) -> jax.Array:
-    """int32 [T] places in their row of the `length` tokens of a sequence at hand."""
-    if "cp" not in layout.manual:
-        return jnp.asarray(layout.order(length), jnp.int32)
-    n = layout.context
-    parts = jnp.asarray(layout.order(n * length), jnp.int32).reshape(n, length)
-    return parts[jax.lax.axis_index("cp")]
-
-
-class Operands(NamedTuple):
-    """q [B, K, G, T, H], k and v [B, K, T, H]; segments [B, T] or None; window [] or None."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array | None
-    window: jax.Array | None
-
-
-SPLIT = Operands(
-    P(None, None, None, "cp"), P(None, None, "cp"), P(None, None, "cp"), P(None, "cp"), P()
-)
-LSE = P(None, None, None, "cp")
+QUERIES, KEYS = P(None, None, None, "cp"), P(None, None, "cp")  # of [B, K, G, T], and [B, K, T]
+OPERANDS = (QUERIES, KEYS, KEYS, P(None, "cp"), P())  # q, k, v; segments and window, where given
 
 
 class Visitor(NamedTuple):
@@ -128,13 +83,19 @@ def half_blocks(step: int, me: Any, visitor: Any) -> list[HalfBlock]:
 
 
 class Device:
-    """One device's part of the work, from inside of the island."""
+    """One device's part of the work, from inside of the island.
 
-    def __init__(self, formula: Formula, layout: Layout, of: Operands):
-        self.formula, self.n, self.window = formula, layout.context, of.window
+    q [B, K, G, T, H], k and v [B, K, T, H]; segments [B, T] or None; window int32 [] or None.
+    """
+
+    def __init__(
+        self, formula: Formula, layout: Layout, q: jax.Array, k: jax.Array, v: jax.Array,
+        segments: jax.Array | None, window: jax.Array | None,
+    ):  # fmt: skip
+        self.formula, self.n, self.window = formula, layout.context, window
         self.me = jax.lax.axis_index("cp")
-        self.q, self.segments = halves(of.q, 3), halves(of.segments, 1)
-        self.own = Visitor(halves(of.k, 2), halves(of.v, 2), self.segments)
+        self.q, self.segments = halves(q, 3), halves(segments, 1)
+        self.own = Visitor(halves(k, 2), halves(v, 2), self.segments)
         self.visits, self.home = EXCHANGES[layout.cp_attention]
 
     def parts(self) -> Iterator[tuple[int, Visitor, HalfBlock, Sight, Blocks]]:
@@ -191,7 +152,8 @@ def merged(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention over the keys of two parts, each (softmax(scores) v, log-sum-exp of scores)."""
     lse = jnp.logaddexp(a[1], b[1])
-    return sum(jnp.exp(part - lse)[..., None] * out for out, part in (a, b)), lse
+    out_a, out_b = (jnp.exp(part - lse)[..., None] * out for out, part in (a, b))
+    return out_a + out_b, lse
 
 
 def ring_visits(n: int, own: Visitor) -> Iterator[Visitor]:
@@ -271,25 +233,25 @@ def added(x: jax.Array, i: int | jax.Array, more: jax.Array) -> jax.Array:
     return put(x, i, at(x, i) + more)
 
 
-def _forward(formula: Formula, layout: Layout, of: Operands) -> Any:
-    def island(of: Operands) -> Any:
-        return Device(formula, layout, of).forward()
+def _forward(formula: Formula, layout: Layout, *of: Any) -> Any:
+    def island(*of: Any) -> Any:
+        return Device(formula, layout, *of).forward()
 
-    out, lse = _over_cp(island, layout, (SPLIT,), (SPLIT.q, LSE))(of)
+    out, lse = _over_cp(island, layout, OPERANDS, (QUERIES, QUERIES))(*of)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
     return out, (of, out, lse)
 
 
-def _backward(formula: Formula, layout: Layout, saved: Any, g: jax.Array) -> Any:
-    def island(of: Operands, out: jax.Array, lse: jax.Array, g: jax.Array) -> Any:
-        return Device(formula, layout, of).backward(out, lse, g)
+def _backward(formula: Formula, layout: Layout, saved: tuple, g: jax.Array) -> Any:
+    def island(of: Any, *results: jax.Array) -> Any:
+        return Device(formula, layout, *of).backward(*results)
 
-    split = SPLIT, SPLIT.q, LSE, SPLIT.q
-    return (Operands(*_over_cp(island, layout, split, SPLIT[:3])(*saved, g), None, None),)
+    split = OPERANDS, QUERIES, QUERIES, QUERIES
+    return *_over_cp(island, layout, split, OPERANDS[:3])(*saved, g), None, None
 
 
 _attend = jax.custom_vjp(
-    lambda formula, layout, of: _forward(formula, layout, of)[0], nondiff_argnums=(0, 1)
+    lambda formula, layout, *of: _forward(formula, layout, *of)[0], nondiff_argnums=(0, 1)
 )
 _attend.defvjp(_forward, _backward)
 

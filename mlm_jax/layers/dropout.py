@@ -7,7 +7,7 @@ SITES = {"embedding": 0, "attention": 1, "mlp": 2}
 
 
 def dropout(
-    x_BTD: jax.Array, rate: float, keys_B: jax.Array | None, places_T: jax.Array | None,
+    x_BTD: jax.Array, rate: float, keys_B: jax.Array | None, places_T: jax.Array,
     layer: jax.Array | int, site: str,
 ) -> jax.Array:  # fmt: skip
     """x with a share `rate` set to 0, the rest scaled up. keys_B: one a sample; None: x itself.

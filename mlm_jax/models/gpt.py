@@ -10,10 +10,10 @@ from flax import nnx
 from mlm_jax.config import ModelConfig
 from mlm_jax.layers.attention import View
 from mlm_jax.layers.cache import Cache
-from mlm_jax.layers.context import in_order, out_of_order, places
 from mlm_jax.layers.dropout import dropout
 from mlm_jax.layers.embedding import Embedding, Head
 from mlm_jax.layers.norm import NORMS
+from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layers.watch import Seen, see
 from mlm_jax.layers.weight import gathered, stacked
 from mlm_jax.layout import Layout
@@ -55,7 +55,7 @@ class Gpt(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes.
 
-        Rows are in the order of the layout, given and returned (layers.context.in_order): under cp
+        Rows are in the order of the layout, given and returned (layers.order): under cp
         a device holds two parts of each. Positions default to places in that order.
         seen: gets the sizes of activations (layers.watch).
         """

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlm_jax.layers.context import places
 from mlm_jax.layers.dropout import dropout, sample_keys
+from mlm_jax.layers.order import places
 from tests.collectives import collectives
 from tests.conftest import LAYOUTS, tiny_layout, tiny_run
 
@@ -22,7 +22,7 @@ def test_dropout_drops_its_share_and_scales_the_rest():
     assert (x == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert set(np.unique(x)) == {0, np.float32(1 / 0.75)}
     ones = jnp.ones((2, 3, 4))
-    assert dropout(ones, 0.5, None, None, 0, "mlp") is ones
+    assert dropout(ones, 0.5, None, PLACES, 0, "mlp") is ones
 
 
 def test_dropout_masks_differ_by_seed_step_sample_layer_and_site():

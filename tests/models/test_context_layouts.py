@@ -76,9 +76,8 @@ def test_a_sequence_that_does_not_split_is_refused_with_lengths_that_do():
         model(np.zeros((2, 30), np.int32))
 
 
-@pytest.mark.parametrize("style", ["gpt2", "nouns"])
-def test_generation_under_cp_is_that_of_one_device(style):
-    run = tiny_run(style)
+def test_generation_under_cp_is_that_of_one_device():
+    run = tiny_run("nouns")
     prompts = [[3, 4, 5], [7] * 11]
     draw = Sampling(temperature=1.0, top_k=50)
     one, other = (
