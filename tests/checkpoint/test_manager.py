@@ -146,7 +146,9 @@ def test_a_run_does_not_begin_anew_because_all_its_checkpoints_are_damaged(saved
     for step in "24":
         (saved / "checkpoints" / step / "SHA256SUMS").unlink()
     before = contents(saved)
-    with pytest.raises(CheckpointError, match="checkpoints/4 has no SHA256SUMS: another version of mlm_jax"):
+    with pytest.raises(
+        CheckpointError, match="checkpoints/4 has no SHA256SUMS: another version of mlm_jax"
+    ):
         Checkpoints(saved, KEEP_2)
     assert contents(saved) == before
 
