@@ -35,6 +35,23 @@ def steps_in(checkpoints: Path) -> list[int]:
     return sorted(step for step in steps if (checkpoints / str(step)).is_dir())  # 06 is no step
 
 
+def checkpoints_of(workdir: Path) -> Path:
+    """The folder of the checkpoints. Raises CheckpointError where there is none."""
+    if not (workdir / "checkpoints").is_dir():
+        raise CheckpointError(f"{workdir} is no run: there is no {workdir / 'checkpoints'}")
+    return workdir / "checkpoints"
+
+
+def require_step(checkpoints: Path, step: int | None) -> int:
+    """This step, or the newest for None. Raises CheckpointError where there is none."""
+    steps = steps_in(checkpoints)
+    if not steps:
+        raise CheckpointError(f"{checkpoints} holds no checkpoint; has the run reached one yet?")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{checkpoints} has no step {step}; it has {steps}")
+    return steps[-1] if step is None else step
+
+
 def damage(folder: Path, *, read: bool = True) -> list[str]:
     """What is not as it was written, one line a file; empty if the checkpoint is whole.
 
@@ -76,8 +93,11 @@ def told(folder: Path, wrong: list[str]) -> str:
     """One message of what `damage` has found."""
     if lacks_manifest(folder):
         return f"{folder} has no {NAME}: another version of mlm_jax saved it, or that file is lost"
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return f"{folder} is damaged: {', '.join(wrong[:3])}{more}"
+    return f"{folder} is damaged: {shortened(wrong)}"
+
+
+def shortened(wrong: list[str]) -> str:
+    return ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 def lacks_manifest(folder: Path) -> bool:

@@ -169,6 +169,16 @@ def saved_tokenizer(workdir: Path) -> Path | None:
     return folder if (folder / "tokenizer_config.json").exists() else None
 
 
+def damage_of_run(workdir: Path) -> list[str]:
+    """What is wrong with config.json and tokenizer/; empty if they are as they were written."""
+    try:
+        read_run(workdir)
+        saved_tokenizer(workdir)
+    except CheckpointError as why:
+        return [str(why)]
+    return []
+
+
 def read_run(workdir: Path) -> RunConfig:
     """The settings in workdir/config.json. Raises CheckpointError where they cannot be read."""
     content = read_content(workdir)
