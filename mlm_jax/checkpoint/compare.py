@@ -36,7 +36,7 @@ class Arrays:
     def __init__(self, folder: Path):
         require_whole(folder)
         self.folder, self._handler = folder, ocp.PyTreeCheckpointHandler()
-        self._state: Any = folder / "state"  # declared as epath.Path, and any path will do
+        self._state: Any = folder.absolute() / "state"  # Any: declared as epath.Path
         self.kinds: dict[Names, str] = self._told(self._kinds)
 
     def _kinds(self) -> dict[Names, str]:

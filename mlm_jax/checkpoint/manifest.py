@@ -9,6 +9,7 @@ are written later, and none of them is needed to restore.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pathlib import Path
 from mlm_jax.errors import CheckpointError
 
 NAME = "SHA256SUMS"
-SIGN = f"find state -type f -exec sha256sum {{}} + > {NAME}"  # what a checkpoint lacks without it
+SIGN = f"find state -type f -exec sha256sum {{}} + > {NAME}"  # what a person does to trust one
 
 
 def write_manifest(folder: Path) -> None:
@@ -82,7 +83,11 @@ def differences(written: Mapping[str, str], found: Mapping[str, str]) -> list[st
 def require_whole(folder: Path) -> None:
     """Raises CheckpointError, with the names of damaged files and what can be done."""
     if wrong := damage(folder):
-        trust = f"; if you trust it, (cd {folder} && {SIGN})" if lacks_manifest(folder) else ""
+        trust = (
+            f"; if you trust it, (cd {shlex.quote(str(folder))} && {SIGN})"
+            if lacks_manifest(folder)
+            else ""
+        )
         raise CheckpointError(
             f"{told(folder, wrong)}; copy it again from where it is whole, or remove that folder to"
             f" go on from an older step{trust}"
