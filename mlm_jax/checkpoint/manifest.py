@@ -83,14 +83,10 @@ def differences(written: Mapping[str, str], found: Mapping[str, str]) -> list[st
 def require_whole(folder: Path) -> None:
     """Raises CheckpointError, with the names of damaged files and what can be done."""
     if wrong := damage(folder):
-        trust = (
-            f"; if you trust it, (cd {shlex.quote(str(folder))} && {SIGN})"
-            if lacks_manifest(folder)
-            else ""
-        )
+        sign = f"; if you trust it, (cd {shlex.quote(str(folder))} && {SIGN})"
         raise CheckpointError(
             f"{told(folder, wrong)}; copy it again from where it is whole, or remove that folder to"
-            f" go on from an older step{trust}"
+            f" go on from an older step{sign if lacks_manifest(folder) else ''}"
         )
 
 
