@@ -16,8 +16,8 @@ COMMANDS = {
     "train": "train a model, or resume; the folder of a run is all it needs",
     "generate": "continue prompts with a trained model",
     "explain": "table of a layout: weight, shape, dims, rule, spec, bytes per device",
-    "checkpoint": "list, verify and compare what runs have saved",
     "data": "build and inspect token files",
+    "checkpoint": "list, verify and compare what runs have saved",
 }
 
 

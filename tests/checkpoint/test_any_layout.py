@@ -52,9 +52,10 @@ def cases(draw) -> Case:
         draw(st.sampled_from(list(STYLES))), draw(st.sampled_from((2, 4))),
         draw(st.sampled_from((2, 8))), draw(st.booleans()), draw(st.sampled_from(list(TOLERANCE))),
     )  # fmt: skip
-    layouts = st.sampled_from(layouts_of(model))
+    saved = draw(st.sampled_from(layouts_of(model)))
+    restored = draw(st.sampled_from([sizes for sizes in layouts_of(model) if sizes != saved]))
     optimizer, seed = draw(st.sampled_from(list(RULES))), draw(st.integers(0, 2**32 - 1))
-    return Case(model, optimizer, draw(layouts), draw(layouts), seed)
+    return Case(model, optimizer, saved, restored, seed)
 
 
 LONG = settings(  # an example takes seconds: a failing one is shown as it was drawn
@@ -70,7 +71,7 @@ def test_a_checkpoint_fits_every_layout(case):
 
 
 @pytest.mark.slow
-@settings(LONG, max_examples=60)
+@settings(LONG, max_examples=40)
 @given(cases())
 def test_a_checkpoint_fits_every_layout_in_many_cases(case):
     check(case)
@@ -93,7 +94,7 @@ def check(case: Case) -> None:
 def assert_same(x: jax.Array, expected: np.ndarray, planned: jax.ShapeDtypeStruct) -> None:
     assert x.dtype == expected.dtype
     assert x.sharding.is_equivalent_to(planned.sharding, x.ndim)
-    np.testing.assert_array_equal(np.asarray(x), expected)
+    assert np.asarray(x).tobytes() == expected.tobytes()
 
 
 def axes(sizes: Sizes) -> set[str]:
