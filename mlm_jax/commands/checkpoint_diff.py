@@ -76,4 +76,4 @@ def summary(found: "Sequence[Difference]") -> str:
         "only in B": sum(d.kinds[0] is None for d in found),
     }
     told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-    return f"{len(found)} arrays: {told}"
+    return f"{len(found)} array{'s' * (len(found) != 1)}: {told}"

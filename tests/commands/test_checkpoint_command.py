@@ -209,6 +209,21 @@ def test_a_run_is_the_same_as_itself(here, capsys):
     assert capsys.readouterr().out.endswith("5 arrays: 5 equal bit for bit\n")
 
 
+def test_layouts_do_not_matter(here, capsys):
+    """Over all devices, whose first shards may be equal where the rest is not."""
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    w = np.arange(64, dtype=np.float32).reshape(16, 4)
+    last = w.copy()
+    last[-1, -1] = 0
+    for name, value in (("whole", w), ("split", jax.device_put(w, split)), ("last", last)):
+        save(here / name, {1: {"params": {"w": value}}})
+    assert run("diff whole split") == 0
+    assert capsys.readouterr().out.endswith("1 array: 1 equal bit for bit\n")
+    assert run("diff last split") == 0
+    assert capsys.readouterr().out.endswith("1 array: 1 different (most in w: 63)\n")
+
+
 def test_distances_do_not_depend_on_the_pieces_and_tell_what_is_not_finite(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 1000)).astype(np.float32)

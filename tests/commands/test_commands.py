@@ -165,7 +165,9 @@ def test_settings_come_in_any_order_and_with_or_without_equals(here, capsys):
     assert done("explain", "--config", "llama:tiny", "--config.layout.dp", "-1") == 0  # a value
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["train", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["train", "--help"], ["data", "--help"], ["checkpoint", "--help"]]
+)
 def test_help_goes_to_stdout_without_the_indents_of_a_docstring(words, capsys):
     try:
         status = main(words)
