@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "continue prompts with a trained model",
     "explain": "table of a layout: weight, shape, dims, rule, spec, bytes per device",
     "data": "build and inspect token files",
+    "checkpoint": "list, verify and compare what runs have saved",
 }
 
 

@@ -1,12 +1,14 @@
 """A run's folder: what it was asked for, its tokenizer, and its model again."""
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import jax
 from flax import nnx
 
 from mlm_jax.checkpoint.manager import Checkpoints
+from mlm_jax.checkpoint.manifest import checksums, differences
 from mlm_jax.config import KEYS, RunConfig
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.door import from_dict
@@ -25,7 +28,7 @@ from mlm_jax.models import declare
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-ABOUT = ("format", "versions", "fingerprint")  # what config.json has beside the settings
+ABOUT = ("format", "versions", "fingerprint", "checksums")  # in config.json beside the settings
 # What a run cannot change on its way: its weights and its batches would be those of another run.
 FREE = (
     "model.attention", "model.dropout", "model.dtype", "model.norm_eps",
@@ -109,24 +112,71 @@ def locked(workdir: Path) -> Iterator[None]:
 def write_run(
     workdir: Path, run: RunConfig, tokenizer: Tokenizer | None, fingerprint: dict[str, Any]
 ) -> None:
-    """config.json and tokenizer/, so that the folder alone is enough to use the model."""
+    """tokenizer/ and config.json, so that the folder alone is enough to use the model.
+
+    config.json comes last and at once: it carries checksums of both, as another norm_eps or another
+    order of tokens would spoil a model as silently as another weight.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
+    if tokenizer:
+        _keep_tokenizer(workdir, tokenizer)
     packages = ("mlm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {p: importlib.metadata.version(p) for p in packages}
     versions["python"] = platform.python_version()
     content = {"format": FORMAT, "versions": versions, "fingerprint": fingerprint}
-    text = json.dumps(content | run.to_dict(), indent=1)
+    content |= run.to_dict()
+    own = _checksum(json.loads(json.dumps(content)))  # as it will be read
+    written = checksums(workdir, "tokenizer") | {"config.json": own}
+    text = json.dumps(content | {"checksums": written}, indent=1)
     part = workdir / "config.json.part"
     part.write_text(text + "\n")
     os.replace(part, workdir / "config.json")
-    if tokenizer and not saved_tokenizer(workdir):
-        tokenizer.save(workdir / "tokenizer")
+
+
+def _keep_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
+    """Where there is a config.json, check_same_run has compared; else a start was killed here."""
+    saved, begun = saved_tokenizer(workdir), (workdir / "config.json").exists()
+    if saved and (begun or load_tokenizer(saved).same_as(tokenizer)):
+        return
+    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+    tokenizer.save(workdir / "tokenizer")
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of what config.json says, less its checksums; not of how the text is laid out."""
+    said = {key: value for key, value in content.items() if key != "checksums"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def saved_tokenizer(workdir: Path) -> Path | None:
-    """The folder of the run's tokenizer, if it was saved whole; its config is written last."""
+    """The folder of the run's tokenizer, if it was saved whole; its config is written last.
+
+    Raises CheckpointError where its files are not those that config.json has checksums of.
+    """
     folder = workdir / "tokenizer"
+    content = read_content(workdir) if (workdir / "config.json").exists() else {}
+    if "checksums" in content:
+        written = {name: d for name, d in content["checksums"].items() if name != "config.json"}
+        try:
+            wrong = differences(written, checksums(workdir, "tokenizer"))
+        except OSError as why:
+            wrong = [f"{why.filename} cannot be read ({why.strerror})"]
+        if wrong:
+            raise CheckpointError(
+                f"{workdir}: {', '.join(wrong)}; copy it again from where it is whole. If you"
+                " changed it on purpose, remove `checksums` from config.json"
+            )
     return folder if (folder / "tokenizer_config.json").exists() else None
+
+
+def damage_of_run(workdir: Path) -> list[str]:
+    """What is wrong with config.json and tokenizer/; empty if they are as they were written."""
+    try:
+        read_run(workdir)
+        saved_tokenizer(workdir)
+    except CheckpointError as why:
+        return [str(why)]
+    return []
 
 
 def read_run(workdir: Path) -> RunConfig:
@@ -144,12 +194,19 @@ def read_content(workdir: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         found = content["format"]
+        carried = "checksums" in content  # else an earlier version wrote it
+        changed = carried and content["checksums"]["config.json"] != _checksum(content)
     except FileNotFoundError:
         raise CheckpointError(f"{workdir} holds no run: there is no {path}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
         raise CheckpointError(f"{path} cannot be read: {why}") from None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}; this version reads format {FORMAT}")
+    if changed:
+        raise CheckpointError(
+            f"{path} is not what was written; copy it again from where it is whole. If you changed"
+            " it on purpose, remove `checksums` from it"
+        )
     return content
 
 
@@ -159,13 +216,12 @@ def load(workdir: Path | str, step: int | None = None, layout: Layout | None = N
     It carries `model.tokenizer`, None if the run had none, and `model.run`.
     """
     workdir = Path(workdir)
-    run = read_run(workdir)
+    run, saved = read_run(workdir), saved_tokenizer(workdir)
     layout = (layout or Layout.create(jax.devices()[:1])).fit(run.model)
     graphdef, declared = nnx.split(declare(run.model, layout), nnx.Param)
     with Checkpoints(workdir) as checkpoints:
         params = checkpoints.restore_params(layout.placed(declared), step)
     model = nnx.merge(graphdef, params)
-    saved = saved_tokenizer(workdir)
     model.tokenizer = load_tokenizer(saved) if saved else None
     model.run = run
     return model

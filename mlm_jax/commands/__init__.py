@@ -5,6 +5,7 @@ import difflib
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def path(text: str) -> Path:
     if "://" in text:  # which only data.path takes
         raise argparse.ArgumentTypeError(f"{text} is an address; copy it to a disk first")
     return Path(text).expanduser()
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows with their columns aligned; the first is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
 
 
 class HelpConfig(argparse.Action):

@@ -2,7 +2,7 @@
 
 import math
 
-from mlm_jax.commands import add_config, command_parser, parse
+from mlm_jax.commands import add_config, command_parser, parse, print_table
 from mlm_jax.door import load_config
 
 
@@ -40,9 +40,7 @@ def main(argv: list[str]) -> int:
          str(r["spec"]).removeprefix("P"), f"{r['bytes']:,}")
         for r in rows
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print_table(table)
     count = sum(math.prod(r["shape"]) for r in rows)
     held = sum(r["bytes"] for r in rows)
     mesh = " ".join(f"{axis}={n}" for axis, n in layout.mesh.shape.items())

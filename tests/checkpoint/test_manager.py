@@ -3,6 +3,7 @@
 import re
 import resource
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -142,11 +143,115 @@ def test_a_writer_sets_damaged_checkpoints_aside_and_goes_on_from_the_newest_who
     assert not damage(saved / "checkpoints" / "4")
 
 
+def test_leftovers_of_several_processes_are_removed_too(saved):
+    """Each writes a folder of its own, which the first merges at the end."""
+    state = saved / "checkpoints" / "6.orbax-checkpoint-tmp" / "state"
+    for process in range(4):
+        shutil.copytree(
+            saved / "checkpoints" / "4" / "state" / "ocdbt.process_0",
+            state / f"ocdbt.process_{process}",
+        )
+    (state / "array_metadatas").mkdir()
+    with Checkpoints(saved) as reader:
+        assert reader.latest() == 4
+    with Checkpoints(saved, KEEP_2) as writer:
+        assert writer.latest() == 4
+        writer.save(6, state_of(6, 1000))
+    assert names(saved) == ["4", "6"]
+
+
+def empty(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def without_state(step: Path) -> None:
+    shutil.rmtree(step / "state")
+
+
+def unsigned(step: Path) -> None:
+    (step / "SHA256SUMS").unlink()
+
+
+def signed_badly(step: Path) -> None:
+    (step / "SHA256SUMS").write_text("")
+
+
+def unreadable(step: Path) -> None:
+    (step / "SHA256SUMS").unlink()
+    (step / "SHA256SUMS").mkdir()
+
+
+def broken_link(step: Path) -> None:
+    shutil.rmtree(step / "state")
+    (step / "state").symlink_to("nowhere")
+
+
+WRONG = {
+    empty: "is damaged: it holds neither state nor SHA256SUMS",
+    without_state: r"is damaged: state/_METADATA is missing, .* and \d+ more",
+    unsigned: "has no SHA256SUMS: another version of mlm_jax saved it, or that file is lost",
+    signed_badly: "is damaged: SHA256SUMS is not what was written",
+    unreadable: r"is damaged: SHA256SUMS cannot be read \(Is a directory\)",
+    broken_link: "is damaged: state/_METADATA is missing",
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG)
+def test_a_newest_step_that_is_no_checkpoint_is_refused_by_name_and_the_one_before_used(
+    saved, spoil
+):
+    spoil(saved / "checkpoints" / "4")
+    abstract = jax.eval_shape(lambda: state_of(0, 1000))
+    with Checkpoints(saved) as reader:
+        with pytest.raises(CheckpointError, match=f"checkpoints/4 {WRONG[spoil]}") as why:
+            reader.restore(abstract)
+        assert ("if you trust it, (cd " in str(why.value)) == (spoil is unsigned)
+    with Checkpoints(saved, KEEP_2) as writer:
+        assert writer.latest() == 2
+        assert re.search(WRONG[spoil], writer.damaged[0])
+        jax.tree.map(np.testing.assert_array_equal, writer.restore(abstract), state_of(2, 1000))
+    assert names(saved) == ["2", "4.damaged"]
+
+
+def test_what_is_no_step_is_left_alone(saved):
+    (saved / "checkpoints" / "7").write_text("a file")
+    (saved / "checkpoints" / "8").symlink_to("nowhere")
+    (saved / "checkpoints" / "06").mkdir()
+    (saved / "checkpoints" / "notes").mkdir()
+    before = names(saved)
+    with Checkpoints(saved, KEEP_2) as writer:
+        assert writer.latest() == 4
+        assert writer.damaged == []
+    assert names(saved) == before
+
+
+def test_a_step_on_another_disk_may_be_a_link(saved, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "4"
+    shutil.move(saved / "checkpoints" / "4", elsewhere)
+    (saved / "checkpoints" / "4").symlink_to(elsewhere)
+    with Checkpoints(saved, KEEP_2) as writer:
+        restored = writer.restore(jax.eval_shape(lambda: state_of(0, 1000)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state_of(4, 1000))
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum")
+def test_a_checkpoint_of_another_version_can_be_trusted_as_it_says(saved):
+    unsigned(saved / "checkpoints" / "4")
+    with Checkpoints(saved) as reader, pytest.raises(CheckpointError) as why:
+        reader.restore(jax.eval_shape(lambda: state_of(0, 1000)))
+    command = re.search(r"if you trust it, (\(.*\))", str(why.value))[1]
+    subprocess.run(command, shell=True, check=True)
+    assert not damage(saved / "checkpoints" / "4")
+
+
 def test_a_run_does_not_begin_anew_because_all_its_checkpoints_are_damaged(saved):
     for step in "24":
         (saved / "checkpoints" / step / "SHA256SUMS").unlink()
     before = contents(saved)
-    with pytest.raises(CheckpointError, match="checkpoints/4 is damaged: SHA256SUMS is missing"):
+    with pytest.raises(
+        CheckpointError, match="checkpoints/4 has no SHA256SUMS: another version of mlm_jax"
+    ):
         Checkpoints(saved, KEEP_2)
     assert contents(saved) == before
 

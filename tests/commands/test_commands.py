@@ -165,7 +165,9 @@ def test_settings_come_in_any_order_and_with_or_without_equals(here, capsys):
     assert done("explain", "--config", "llama:tiny", "--config.layout.dp", "-1") == 0  # a value
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["train", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["train", "--help"], ["data", "--help"], ["checkpoint", "--help"]]
+)
 def test_help_goes_to_stdout_without_the_indents_of_a_docstring(words, capsys):
     try:
         status = main(words)
@@ -641,6 +643,11 @@ def test_generate_refuses_a_damaged_checkpoint_and_says_how_to_go_on(refused, he
 
 def test_generate_refuses_a_model_without_a_tokenizer(refused, here, trained):
     shutil.copytree(trained, here / "run", ignore=shutil.ignore_patterns("tokenizer"))
+    message = refused("generate", "--workdir", "run", "--prompt", "x")
+    assert message.startswith("run: tokenizer/tokenizer.json is missing")
+    config = json.loads((here / "run" / "config.json").read_text())
+    del config["checksums"]  # as if it had never had one
+    (here / "run" / "config.json").write_text(json.dumps(config))
     message = refused("generate", "--workdir", "run", "--prompt", "x")
     assert message.startswith("this model has no tokenizer")
 
