@@ -22,7 +22,7 @@ def added_up_once(layout: Layout, microbatches: int) -> bool:
 
 
 def over_dp(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """sums(params, step, total, batch) -> (loss, gradients), seen; with the rows of the batch split
+    """sums(params, total, batch) -> (loss, gradients), seen; with the rows of the batch split
     over dp by hand, every other axis as ever, and the results summed over dp at the end.
     """
 
@@ -32,7 +32,7 @@ def over_dp(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
         return jax.lax.psum(loss, "dp"), parts, over_parts(seen, "dp")
 
     apart = jax.shard_map(
-        here, mesh=layout.mesh, in_specs=(P(), P(), P(), P("dp")), out_specs=(P(), P("dp"), P()),
+        here, mesh=layout.mesh, in_specs=(P(), P(), P("dp")), out_specs=(P(), P("dp"), P()),
         axis_names={"dp"}, check_vma=False,
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from mlm_jax.errors import LayoutError
 from mlm_jax.layout_misfits import (
     bad_rules,
     bad_sizes,
+    either,
     idle_settings,
     model_misfits,
     refuse,
@@ -183,7 +184,7 @@ class Layout:
             near = sorted({seq_len // n * n, -(-seq_len // n) * n} - {0})
             raise LayoutError(
                 f"a sequence of {seq_len} tokens does not divide by layout.cp={n // 2} * 2 of"
-                f" zigzag; try {_either(near)}, or another layout"
+                f" zigzag; try {either(near)}, or another layout"
             )
         zigzag = [part for i in range(n // 2) for part in (i, n - 1 - i)]
         return np.arange(seq_len).reshape(n, -1)[zigzag].reshape(-1)

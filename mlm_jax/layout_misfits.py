@@ -169,6 +169,11 @@ def run_misfits(layout: "Layout", run: RunConfig) -> list[str]:
             f"train.batch_schedule has batches of {either(wrong)} sequences, which do not divide by"
             f" {' * '.join(f'layout.{a}' for a in axes)} = {ways}; give it sizes that do"
         )
+    if run.watch.activations and layout.mesh.shape["pp"] > 1:
+        found.append(
+            "watch.activations=True does not see inside of pipeline stages; leave it out, or set"
+            " layout.pp=1"
+        )
     return found
 
 

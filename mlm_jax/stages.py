@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlm_jax.config import RunConfig
+from mlm_jax.gradients import added_up
 from mlm_jax.layers.attention import View
-from mlm_jax.layers.context import in_order, places
+from mlm_jax.layers.order import in_order, places
 from mlm_jax.layout import Layout
 from mlm_jax.losses import ROWS, nats_of_hidden
 from mlm_jax.models import declare
@@ -27,7 +28,8 @@ def staged_loss_and_grads(
     sums, (d_rest, d_blocks) = pipelined_grads(
         parts_of(run, layout), rest, blocks, ordered(micros, layout), layout, run.train.remat
     )
-    return sums / total, nnx.State({**d_rest, "blocks": d_blocks})
+    parts = nnx.State({**d_rest, "blocks": d_blocks})
+    return sums / total, added_up(parts, params, layout)
 
 
 def staged_nats(params: nnx.State, micros: Micros, run: RunConfig, layout: Layout) -> jax.Array:

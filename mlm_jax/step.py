@@ -84,43 +84,7 @@ def train_step(
     Where loss or gradient is not finite, weights and optimizer stay as they were and `applied` is
     False; the batch counts as consumed. With run.watch the metrics have `watched` (layers.watch).
     """
-    total = jnp.maximum(batch["weights"].sum(), 1)
-    rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
-    n = run.train.microbatches(len(rows))
-
-    once = added_up_once(layout, n)
-    here = layout.inside("dp") if once else layout
-
-    def sums(params: nnx.State, step: jax.Array, total: jax.Array, batch: Batch) -> Any:
-        """Loss and gradients, and what was seen, over the microbatches of the batch at hand."""
-
-        def loss_of(params: nnx.State, micro: Batch) -> Any:
-            seen = {} if run.watch.activations else None
-            model = relaid(nnx.merge(graphdef, params), here)
-            keys = sample_keys(run.train.seed, step, micro["row"]) if run.model.dropout else None
-            nats = next_token_nats(
-                model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
-            )
-            return nats.objective / total, (nats.nats / total, seen or {})
-
-        def loss_and_grads(micro: Batch) -> Any:
-            (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
-            return (loss, here.constrain_gradients(grads)), seen
-
-        add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
-        return over_microbatches(loss_and_grads, batch, n, here, add)
-
-    if layout.mesh.shape["pp"] > 1:
-        micros = microbatches(batch, n, layout)
-        if run.model.dropout:
-            keys = sample_keys(run.train.seed, state.step, rows)
-            micros |= microbatches({"keys": keys}, n, layout)
-        (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
-    else:
-        (loss, grads), seen = (over_dp(sums, layout) if once else sums)(
-            state.params, state.step, total, dict(batch) | {"row": rows}
-        )
-    grads = layout.constrain_gradients(grads)
+    loss, grads, sizes = loss_and_grads(state, batch, run, layout, graphdef)
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
@@ -132,11 +96,49 @@ def train_step(
         "grad_norms": jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)]),  # by weight
         "learning_rate": make_schedule(run)(updates_done(state.opt_state)),
     }  # fmt: skip
-    if run.watch.groups:
-        metrics["watched"] = group_norms(grads, updates, params)
-    if run.watch.activations:
-        metrics["watched"] = metrics.get("watched", {}) | activation_sizes(seen, n)
+    watched = sizes | (group_norms(grads, updates, params) if run.watch.groups else {})
+    if watched:
+        metrics["watched"] = watched
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def loss_and_grads(
+    state: TrainState, batch: Batch, run: RunConfig, layout: Layout, graphdef: nnx.GraphDef
+) -> tuple[jax.Array, nnx.State, dict[str, Any]]:
+    """Of the mean over the trained tokens of a global batch; and what run.watch asks of it."""
+    total = jnp.maximum(batch["weights"].sum(), 1)
+    rows = jnp.arange(len(batch["tokens"]), dtype=jnp.uint32)
+    batch, n = dict(batch), run.train.microbatches(len(rows))
+    if run.model.dropout:
+        batch["keys"] = sample_keys(run.train.seed, state.step, rows)
+    once = added_up_once(layout, n)
+    here = layout.inside("dp") if once else layout
+
+    def sums(params: nnx.State, total: jax.Array, batch: Batch) -> Any:
+        """Over the microbatches of the batch at hand."""
+
+        def loss_of(params: nnx.State, micro: Batch) -> Any:
+            seen = {} if run.watch.activations else None
+            nats = next_token_nats(
+                relaid(nnx.merge(graphdef, params), here), micro, micro.get("keys"),
+                chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen,
+            )  # fmt: skip
+            return nats.objective / total, (nats.nats / total, seen or {})
+
+        def of_microbatch(micro: Batch) -> Any:
+            (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
+            return (loss, here.constrain_gradients(grads)), seen
+
+        add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
+        return over_microbatches(of_microbatch, batch, n, here, add)
+
+    if layout.mesh.shape["pp"] > 1:
+        micros = microbatches(batch, n, layout)
+        (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
+    else:
+        sums = over_dp(sums, layout) if once else sums
+        (loss, grads), seen = sums(state.params, total, batch)
+    return loss, layout.constrain_gradients(grads), activation_sizes(seen, n) if seen else {}
 
 
 def eval_step(

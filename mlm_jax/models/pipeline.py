@@ -224,6 +224,9 @@ def pipelined_grads(
 ) -> tuple[Tree, tuple[Tree, Tree]]:
     """Sums over the batch, and the gradients of what is minimised by rest and by blocks.
 
+    Of gradients each device of dp has its own rows' part: they gain a first dim of that size, which
+    dp splits.
+
     blocks: stacked weights [L, ...], split over pp; rest: all others. micros: arrays [m],
     [m, B] and [m, B, T]. parts are called with a device's own part of all of these.
     """
@@ -232,10 +235,12 @@ def pipelined_grads(
         pipeline = Pipeline(parts, layout, micros, remat)
         grads_of = SCHEDULES[layout.pipeline]
         sums, (d_rest, d_chunks) = grads_of(pipeline, rest, to_chunks(blocks, layout))
-        d_blocks = to_blocks(jax.lax.psum(d_chunks, ("dp", "cp")), layout)
-        return jax.lax.psum(sums, AXES), (jax.lax.psum(d_rest, AXES), d_blocks)
+        d_rest, d_chunks = jax.lax.psum(d_rest, ("pp", "cp")), jax.lax.psum(d_chunks, "cp")
+        grads = jax.tree.map(lambda g: g[None], (d_rest, to_blocks(d_chunks, layout)))
+        return jax.lax.psum(sums, AXES), grads
 
-    return _shard_map(island, layout, micros, out=(P(), (P(), P("pp"))))(rest, blocks, micros)
+    out = P(), (P("dp"), P("dp", "pp"))
+    return _shard_map(island, layout, micros, out)(rest, blocks, micros)
 
 
 def pipelined_sums(parts: Parts, rest: Tree, blocks: Tree, micros: Tree, layout: Layout) -> Tree:
@@ -245,7 +250,7 @@ def pipelined_sums(parts: Parts, rest: Tree, blocks: Tree, micros: Tree, layout:
         pipeline = Pipeline(parts, layout, micros, remat="none")
         return jax.lax.psum(pipeline.loss(rest, to_chunks(blocks, layout))[1], AXES)
 
-    return _shard_map(island, layout, micros, out=P())(rest, blocks, micros)
+    return _shard_map(island, layout, micros, P())(rest, blocks, micros)
 
 
 def _shard_map(island: Callable[..., Any], layout: Layout, micros: Tree, out: Any) -> Any:
