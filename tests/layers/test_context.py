@@ -142,7 +142,7 @@ def test_every_device_does_the_same_work_and_together_all_that_is_seen(n):
         for step in range(n):
             there = (me - step) % n
             visiting = [there, 2 * n - 1 - there]
-            found = half_blocks(step, me, there)
+            found = half_blocks(me, there, at_home=step == 0)
             assert len(found) == (3 if step == 0 else 2)  # whatever `me` is
             for half in found:
                 query, key = own[int(half.query)], visiting[int(half.key)]
