@@ -74,12 +74,16 @@ class HalfBlock(NamedTuple):
     diagonal: bool
 
 
-def half_blocks(step: int, me: Any, visitor: Any) -> list[HalfBlock]:
-    """What device `me` computes at a step, whose keys come from device `visitor`."""
-    if step == 0:  # first those in which every query sees itself: from then on all sums are finite
+def half_blocks(me: Any, visitor: Any, *, at_home: bool) -> list[HalfBlock]:
+    """What device `me` computes with keys from device `visitor`, or with its own."""
+    if at_home:  # first those in which every query sees itself: from then on all sums are finite
         return [HalfBlock(0, 0, True), HalfBlock(1, 1, True), HalfBlock(1, 0, False)]
     same = jnp.where(visitor < me, 0, 1)
     return [HalfBlock(1, 0, False), HalfBlock(same, same, False)]
+
+
+State = Any  # what a device adds up as keys visit it
+Work = Callable[..., tuple[State, Any]]  # (keys, their device, state, *, at_home) -> state, found
 
 
 class Device:
@@ -96,23 +100,21 @@ class Device:
         self.me = jax.lax.axis_index("cp")
         self.q, self.segments = halves(q, 3), halves(segments, 1)
         self.own = Visitor(halves(k, 2), halves(v, 2), self.segments)
-        self.visits, self.home = EXCHANGES[layout.cp_attention]
+        self.exchange = EXCHANGES[layout.cp_attention]
 
-    def parts(self) -> Iterator[tuple[int, Visitor, HalfBlock, Sight, Blocks]]:
-        """All half blocks, step by step."""
+    def parts(
+        self, visitor: Visitor, there: jax.Array, *, at_home: bool
+    ) -> Iterator[tuple[HalfBlock, Sight, Blocks]]:
+        """The half blocks of the keys of device `there`."""
         h = self.q.shape[4]
-        for step, visitor in enumerate(self.visits(self.n, self.own)):
-            there = (self.me - step) % self.n
-            for half in half_blocks(step, self.me, there):
-                sight = Sight(
-                    self.places(self.me, half.query), self.places(there, half.key),
-                    at(self.segments, half.query), at(visitor.segments, half.key), self.window,
-                )  # fmt: skip
-                # As many blocks in all however many devices: their scores shrink with the rest.
-                most = max(1, MOST_BLOCKS // self.n)
-                window = self.formula.window
-                cut = blocks(h, h, diagonal=half.diagonal, window=window, most=most)
-                yield step, visitor, half, sight, cut
+        for half in half_blocks(self.me, there, at_home=at_home):
+            sight = Sight(
+                self.places(self.me, half.query), self.places(there, half.key),
+                at(self.segments, half.query), at(visitor.segments, half.key), self.window,
+            )  # fmt: skip
+            # As many blocks in all however many devices: their scores shrink with the rest.
+            most, window = max(1, MOST_BLOCKS // self.n), self.formula.window
+            yield half, sight, blocks(h, h, diagonal=half.diagonal, window=window, most=most)
 
     def places(self, device: jax.Array, half: int | jax.Array) -> jax.Array:
         """int32 [h] places in their row of the tokens in a half of a device."""
@@ -122,28 +124,35 @@ class Device:
 
     def forward(self) -> tuple[jax.Array, jax.Array]:
         """Result [B, K, G, T, H] in q's dtype, and log-sum-exp [B, K, G, T]."""
+
+        def work(visitor: Visitor, there: jax.Array, state: State, *, at_home: bool = False) -> Any:
+            for half, sight, cut in self.parts(visitor, there, at_home=at_home):
+                of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
+                both = merged(at(state, half.query), attended(self.formula, sight, cut, *of))
+                state = put(state, half.query, both)
+            return state, ()
+
         dtype = wide(self.q.dtype)
-        out, lse = jnp.zeros(self.q.shape, dtype), jnp.full(self.q.shape[:-1], lowest(dtype))
-        for _, visitor, half, sight, cut in self.parts():
-            of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
-            found = attended(self.formula, sight, cut, *of)
-            both = merged((at(out, half.query), at(lse, half.query)), found)
-            out, lse = (put(x, half.query, new) for x, new in zip((out, lse), both, strict=True))
+        zeros = jnp.zeros(self.q.shape, dtype), jnp.full(self.q.shape[:-1], lowest(dtype))
+        (out, lse), _ = self.exchange(self.n, self.own, work, zeros)
         return whole(out.astype(self.q.dtype), 3), whole(lse, 3)
 
     def backward(self, out: jax.Array, lse: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         """Gradients by q, k and v."""
-        lse, mean, g = (halves(x, 3) for x in (lse, mean_of(out, g), g))
-        dq = jnp.zeros(self.q.shape, lse.dtype)
-        by_step = [tuple(jnp.zeros(x.shape, lse.dtype) for x in self.own[:2])] * self.n
-        for step, visitor, half, sight, cut in self.parts():
-            of_query = [at(x, half.query) for x in (lse, mean, g)]
-            of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
-            d, *found = gradients(self.formula, sight, cut, *of, *of_query)
-            dq = added(dq, half.query, d)
-            pairs = zip(by_step[step], found, strict=True)
-            by_step[step] = tuple(added(x, half.key, d) for x, d in pairs)
-        dk, dv = self.home(self.n, by_step)
+        of_queries = tuple(halves(x, 3) for x in (lse, mean_of(out, g), g))
+
+        def work(visitor: Visitor, there: jax.Array, dq: State, *, at_home: bool = False) -> Any:
+            found = tuple(jnp.zeros(x.shape, lse.dtype) for x in visitor[:2])
+            for half, sight, cut in self.parts(visitor, there, at_home=at_home):
+                of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
+                more = at(of_queries, half.query)
+                d, *kv = gradients(self.formula, sight, cut, *of, *more)
+                dq = put(dq, half.query, at(dq, half.query) + d)
+                found = put(found, half.key, plus(at(found, half.key), tuple(kv)))
+            return dq, found
+
+        zeros = jnp.zeros(self.q.shape, lse.dtype)
+        dq, (dk, dv) = self.exchange(self.n, self.own, work, zeros)
         return tuple(whole(x.astype(g.dtype), i) for x, i in ((dq, 3), (dk, 2), (dv, 2)))
 
 
@@ -156,55 +165,58 @@ def merged(
     return out_a + out_b, lse
 
 
-def ring_visits(n: int, own: Visitor) -> Iterator[Visitor]:
-    """At step s the keys of the device s before this one; sent on while they are worked with."""
-    visitor = own
-    for step in range(n):
-        following = _to_next(n, visitor) if step < n - 1 else visitor
-        yield visitor
-        visitor = following
+def ring(n: int, own: Visitor, work: Work, state: State) -> tuple[State, Any]:
+    """The state after all keys have visited, and what they found on their way, brought home.
+
+    Keys are sent on while they are worked with; what they find follows them a step behind. In a
+    loop, since XLA would send them all at once, and keep them.
+    """
+    me, next_one = jax.lax.axis_index("cp"), [(i, (i + 1) % n) for i in range(n)]
+
+    def sent(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, "cp", next_one), tree)
+
+    def step(carry: Any, number: jax.Array | int) -> Any:
+        visitor, state, away = carry
+        following = sent(visitor)
+        state, found = work(visitor, (me - number) % n, state)
+        return (following, state, plus(sent(away), found)), None
+
+    visitor = sent(own)
+    state, at_home = work(own, me, state, at_home=True)
+    if n == 2:
+        state, away = work(visitor, (me - 1) % n, state)
+        return state, plus(at_home, sent(away))
+    following = sent(visitor)
+    state, away = work(visitor, (me - 1) % n, state)
+    carry = following, state, away
+    visitor, state, away = jax.lax.scan(step, carry, jnp.arange(2, n - 1))[0]
+    state, found = work(visitor, (me - (n - 1)) % n, state)
+    return state, plus(at_home, sent(plus(sent(away), found)))
 
 
-def ring_home(n: int, by_step: list[Any]) -> Any:
-    """Sums of the gradients that keys met on their way: these follow the keys, then come home."""
-    own, away, *rest = by_step
-    for found in rest:
-        away = _plus(_to_next(n, away), found)
-    return _plus(own, _to_next(n, away))
-
-
-def gathered_visits(n: int, own: Visitor) -> Iterator[Visitor]:
+def gathered(n: int, own: Visitor, work: Work, state: State) -> tuple[State, Any]:
+    """The same with all keys on all devices."""
+    me = jax.lax.axis_index("cp")
     every = jax.tree.map(lambda x: jax.lax.all_gather(x, "cp"), own)
-    me = jax.lax.axis_index("cp")
-    yield own
-    for step in range(1, n):
-        yield jax.tree.map(lambda x, step=step: at(x, (me - step) % n), every)
+
+    def step(carry: Any, number: jax.Array) -> Any:
+        state, total = carry
+        there = (me - number) % n
+        state, found = work(at(every, there), there, state)
+        return (state, put(total, there, found)), None
+
+    state, at_home = work(own, me, state, at_home=True)
+    total = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), at_home)
+    carry = state, put(total, me, at_home)
+    state, total = jax.lax.scan(step, carry, jnp.arange(1, n))[0]
+    return state, jax.tree.map(lambda x: jax.lax.psum_scatter(x, "cp"), total)
 
 
-def gathered_home(n: int, by_step: list[Any]) -> Any:
-    me = jax.lax.axis_index("cp")
-
-    def total(*steps: jax.Array) -> jax.Array:
-        every = jnp.zeros((n, *steps[0].shape), steps[0].dtype)
-        for step, found in enumerate(steps):
-            every = put(every, (me - step) % n, found)
-        return jax.lax.psum_scatter(every, "cp")
-
-    return jax.tree.map(total, *by_step)
+EXCHANGES = {"ring": ring, "all_gather": gathered}
 
 
-EXCHANGES: dict[str, tuple[Callable[..., Iterator[Visitor]], Callable[..., Any]]] = {
-    "ring": (ring_visits, ring_home),
-    "all_gather": (gathered_visits, gathered_home),
-}
-
-
-def _to_next(n: int, tree: Any) -> Any:
-    ring = [(i, (i + 1) % n) for i in range(n)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, "cp", ring), tree)
-
-
-def _plus(a: Any, b: Any) -> Any:
+def plus(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
@@ -220,17 +232,15 @@ def whole(x: jax.Array, dim: int) -> jax.Array:
     return x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
 
 
-def at(x: Any, i: int | jax.Array) -> Any:
-    """x[i] of arrays, without a gather; None of None."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), x)
+def at(tree: Any, i: int | jax.Array) -> Any:
+    """x[i] of arrays, without a gather."""
+    index = lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)  # noqa: E731
+    return jax.tree.map(index, tree)
 
 
-def put(x: jax.Array, i: int | jax.Array, new: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(x, new, i, 0)
-
-
-def added(x: jax.Array, i: int | jax.Array, more: jax.Array) -> jax.Array:
-    return put(x, i, at(x, i) + more)
+def put(tree: Any, i: int | jax.Array, new: Any) -> Any:
+    """Arrays with x[i] replaced."""
+    return jax.tree.map(lambda x, n: jax.lax.dynamic_update_index_in_dim(x, n, i, 0), tree, new)
 
 
 def _forward(formula: Formula, layout: Layout, *of: Any) -> Any:

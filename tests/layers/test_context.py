@@ -12,7 +12,6 @@ from mlm_jax.layers.causal import Formula, causal_attention
 from mlm_jax.layers.context import context_attention, half_blocks
 from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layout import Layout
-from tests.collectives import collectives
 
 B, T, N, K, H = 2, 48, 4, 2, 8
 PLAIN = Formula(scale=0.35)
@@ -143,23 +142,13 @@ def test_every_device_does_the_same_work_and_together_all_that_is_seen(n):
         for step in range(n):
             there = (me - step) % n
             visiting = [there, 2 * n - 1 - there]
-            found = half_blocks(step, me, there)
+            found = half_blocks(me, there, at_home=step == 0)
             assert len(found) == (3 if step == 0 else 2)  # whatever `me` is
             for half in found:
                 query, key = own[int(half.query)], visiting[int(half.key)]
                 assert half.diagonal == (query == key)
                 done.append((query, key))
     assert sorted(done) == [(query, key) for query in range(2 * n) for key in range(query + 1)]
-
-
-def test_a_batch_comes_into_order_without_being_sent():
-    layout = layout_of(dp=2, cp=4)
-    x = jax.device_put(np.arange(B * T).reshape(B, T), layout.sharding("batch", None))
-    ordered = jax.jit(lambda x: in_order(x, layout))
-    assert collectives(ordered.lower(x).compile().as_text()) == []
-    assert ordered(x).sharding.spec == P("dp", "cp")
-    assert np.array_equal(ordered(x), np.asarray(x)[:, layout.order(T)])
-    assert np.array_equal(out_of_order(ordered(x), layout), x)
 
 
 def test_only_operands_result_and_log_sum_exp_are_kept():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlm_jax.errors import ConfigError, LayoutError
+from mlm_jax.errors import ConfigError
 from mlm_jax.inference.engine import Sampling, generate_ids
 from mlm_jax.models import build, declare
 from tests.conftest import STYLES, tiny_batch, tiny_layout, tiny_run
@@ -67,13 +67,6 @@ def test_a_model_takes_and_gives_tokens_in_the_order_of_the_text():
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert np.abs(found[0][0] - found[0][1]).max() > 0.1
-
-
-def test_a_sequence_that_does_not_split_is_refused_with_lengths_that_do():
-    run = tiny_run(train={"global_batch_size": 2})
-    model = build(run.model, tiny_layout(run, cp=4))
-    with pytest.raises(LayoutError, match=r"30 tokens .* layout\.cp=4 .* try 24 or 32"):
-        model(np.zeros((2, 30), np.int32))
 
 
 def test_generation_under_cp_is_that_of_one_device():
