@@ -13,7 +13,7 @@ from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.gradients import added_up_once, over_dp
 from mlm_jax.layers.dropout import sample_keys
-from mlm_jax.layers.watch import activation_sizes, both, group_norms
+from mlm_jax.layers.watch import Seen, activation_sizes, both, group_norms
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
 from mlm_jax.losses import check_chunks, next_token_nats
@@ -87,29 +87,6 @@ def train_step(
     total = jnp.maximum(batch["weights"].sum(), 1)
     rows = jnp.arange(batch["tokens"].shape[0], dtype=jnp.uint32)
     n = run.train.microbatches(len(rows))
-
-    once = added_up_once(layout, n)
-    here = layout.inside("dp") if once else layout
-
-    def sums(params: nnx.State, step: jax.Array, total: jax.Array, batch: Batch) -> Any:
-        """Loss and gradients, and what was seen, over the microbatches of the batch at hand."""
-
-        def loss_of(params: nnx.State, micro: Batch) -> Any:
-            seen = {} if run.watch.activations else None
-            model = relaid(nnx.merge(graphdef, params), here)
-            keys = sample_keys(run.train.seed, step, micro["row"]) if run.model.dropout else None
-            nats = next_token_nats(
-                model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
-            )
-            return nats.objective / total, (nats.nats / total, seen or {})
-
-        def loss_and_grads(micro: Batch) -> Any:
-            (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
-            return (loss, here.constrain_gradients(grads)), seen
-
-        add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
-        return over_microbatches(loss_and_grads, batch, n, here, add)
-
     if layout.mesh.shape["pp"] > 1:
         micros = microbatches(batch, n, layout)
         if run.model.dropout:
@@ -117,6 +94,9 @@ def train_step(
             micros |= microbatches({"keys": keys}, n, layout)
         (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
     else:
+        once = added_up_once(layout, n)
+        here = layout.inside("dp") if once else layout
+        sums = partial(loss_and_grads, run=run, layout=here, graphdef=graphdef, n=n)
         (loss, grads), seen = (over_dp(sums, layout) if once else sums)(
             state.params, state.step, total, dict(batch) | {"row": rows}
         )
@@ -137,6 +117,33 @@ def train_step(
     if run.watch.activations:
         metrics["watched"] = metrics.get("watched", {}) | activation_sizes(seen, n)
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def loss_and_grads(
+    params: nnx.State, step: jax.Array, total: jax.Array, batch: Batch, *, run: RunConfig,
+    layout: Layout, graphdef: nnx.GraphDef, n: int,
+) -> tuple[tuple[jax.Array, nnx.State], Seen]:  # fmt: skip
+    """Sums over the n microbatches of the batch at hand, which may be one device's rows.
+
+    total: trained tokens of the global batch. batch has `row` too, the number of each row in it.
+    """
+
+    def loss_of(params: nnx.State, micro: Batch) -> Any:
+        seen = {} if run.watch.activations else None
+        model = relaid(nnx.merge(graphdef, params), layout)
+        keys = sample_keys(run.train.seed, step, micro["row"]) if run.model.dropout else None
+        nats = next_token_nats(
+            model, micro, keys, chunks=run.train.loss_chunks, z_loss=run.train.z_loss, seen=seen
+        )
+        return nats.objective / total, (nats.nats / total, seen or {})
+
+    def of_one(micro: Batch) -> Any:
+        (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
+        return (loss, layout.constrain_gradients(grads)), seen
+
+    return over_microbatches(
+        of_one, batch, n, layout, add=lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))
+    )
 
 
 def eval_step(
