@@ -97,7 +97,7 @@ def test_damage_of_settings_and_tokenizer_is_named_or_changes_nothing(saved):
     workdir, tokenizer = saved.workdir, load_tokenizer("bytes")
     files = [workdir / "config.json", *(workdir / "tokenizer").iterdir()]
     said = []
-    for number in range(CASES):
+    for number in range(3 * CASES):
         rng = random.Random(number)
         path, kind = rng.choice(files), rng.choice(KINDS)
         with damaged(path, kind, seed=number):
@@ -111,7 +111,7 @@ def test_damage_of_settings_and_tokenizer_is_named_or_changes_nothing(saved):
             assert folder is not None
             assert load_tokenizer(folder).same_as(tokenizer)
     assert all(path.name in message for path, message in said)
-    assert len(said) > 0.9 * CASES  # the rest are spaces between the words of config.json
+    assert len(said) > 0.9 * 3 * CASES  # the rest are spaces between the words of config.json
 
 
 def random_cases(folder: Path, n: int) -> Iterator[tuple[Path, str]]:
@@ -129,7 +129,8 @@ def damaged(path: Path, kind: str, seed: int) -> Iterator[None]:
     rng, content = random.Random(seed), path.read_bytes()
     at = rng.randrange(len(content))
     if kind == "flip":
-        other = bytes([content[at] ^ rng.randrange(1, 256)])
+        bits = rng.choice((1 << rng.randrange(8), rng.randrange(1, 256)))  # one bit: 5 becomes 4
+        other = bytes([content[at] ^ bits])
         path.write_bytes(content[:at] + other + content[at + 1 :])
     elif kind == "cut":
         path.write_bytes(content[:at])
