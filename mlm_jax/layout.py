@@ -264,9 +264,19 @@ class Layout:
             self, rules=dict(self.rules) | {d: axes for d, axes in rows.items() if d not in own}
         )
 
-    def whole_sequence(self) -> "Layout":
-        """This layout with no sequence split, where cp idles: generation adds a token a turn."""
-        return dataclasses.replace(self, rules=dict(self.rules) | {"seq": (), "residual_seq": ()})
+    def generating(self, cfg: ModelConfig) -> "Layout":
+        """This layout for generation, which adds a token a turn: no sequence is split, cp idles.
+
+        Layers run one after the other, so pp splits each of them, as fsdp does, where it can.
+        """
+        rules = dict(self.rules) | {"seq": (), "residual_seq": ()}
+        if self.axes("layer"):
+            rules["layer"] = ()
+            for dim in ("embed", "attn_inner", "mlp_inner"):
+                axes = (*self.rules[dim], "pp")
+                if cfg.dims[dim] % math.prod(self.mesh.shape[a] for a in axes) == 0:
+                    rules[dim] = axes
+        return dataclasses.replace(self, rules=rules)
 
     def factors(self, dim: str) -> list[tuple[str, int]]:
         """What a size must divide by, named: mesh axes, and the parts that schedules make."""

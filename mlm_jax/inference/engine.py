@@ -68,7 +68,7 @@ def generate_ids(
     check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling, seed)
     if not prompts:
         return []
-    layout = model.layout.whole_sequence()
+    layout = model.layout.generating(cfg)
     model = relaid(model, layout)
     lengths = [len(p) for p in prompts]
     rows = round_up(len(prompts), layout.ways("batch"), cap=None)

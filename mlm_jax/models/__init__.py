@@ -36,8 +36,11 @@ def build(cfg: ModelConfig, layout: Layout, seed: int = 0) -> Any:
 
 
 def relaid(model: Any, layout: Layout) -> Any:
-    """The same weights in a model whose activations follow another layout with the same splits."""
+    """The same model under another layout. Where that has layers elsewhere, its weights move."""
     if layout == model.layout:
         return model
     graphdef, _ = nnx.split(declare(model.cfg, layout, model.remat), nnx.Param)
-    return nnx.merge(graphdef, nnx.state(model, nnx.Param))
+    params = nnx.state(model, nnx.Param)
+    if layout.axes("layer") != model.layout.axes("layer"):
+        params = jax.device_put(params, layout.shardings(params))
+    return nnx.merge(graphdef, params)

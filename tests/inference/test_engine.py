@@ -16,7 +16,7 @@ PROMPTS = [[3, 4, 5], [7] * 11, [9, 8, 499, 2, 1]]  # of different lengths, in o
 NEW = 12
 LAYOUTS = {
     "single": {},
-    "tp": {"tp": 2},
+    "pp_cp_tp": {"pp": 2, "cp": 2, "tp": 2},
     "dp_tp_sp": {"dp": 2, "tp": 4, "sequence_parallel": True},
 }
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1)
@@ -59,15 +59,16 @@ def on_a_gpu(monkeypatch):
 
 
 def test_layers_in_one_stack_generate_the_same(on_a_gpu):
-    model = tiny_model("nouns", "tp")
+    model = tiny_model("nouns", "dp_tp_sp")
     expected = generate_ids(model, PROMPTS, max_tokens=NEW, sampling=Sampling(0))
     on_a_gpu()
     assert generate_ids(model, PROMPTS, max_tokens=NEW, sampling=Sampling(0)) == expected
 
 
 def test_a_seed_repeats_under_every_layout_and_another_seed_does_not():
-    one, tp, sp = (tiny_model("llama", layout) for layout in LAYOUTS)
-    texts = [generate_ids(m, PROMPTS, max_tokens=NEW, sampling=DRAW, seed=3) for m in (one, tp, sp)]
+    one, *others = models = [tiny_model("llama", layout) for layout in LAYOUTS]
+    assert others
+    texts = [generate_ids(m, PROMPTS, max_tokens=NEW, sampling=DRAW, seed=3) for m in models]
     assert texts[0] == texts[1] == texts[2]
     assert texts[0] != generate_ids(one, PROMPTS, max_tokens=NEW, sampling=DRAW, seed=4)
 
