@@ -57,6 +57,7 @@ def graded(f, *settings):
 
 CELLS = [  # layout, formula, a window that only the running program knows, packed documents
     ({"cp": 2}, PLAIN, None, False),
+    ({"cp": 3}, PLAIN, None, True),
     ({"cp": 4}, CAPPED, None, True),
     ({"cp": 8}, PLAIN, 13, True),
     ({"dp": 2, "cp": 2, "tp": 2}, CAPPED, None, True),

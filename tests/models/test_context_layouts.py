@@ -85,5 +85,5 @@ def test_generation_under_cp_is_that_of_one_device():
 def test_cudnn_is_refused_where_sequences_are_split():
     cross = {"cross_document_attention": True}
     run = tiny_run(model={"attention": "cudnn", "dtype": "bfloat16"}, data=cross)
-    with pytest.raises(ConfigError, match=r"layout\.cp=2 .* 'auto', or layout\.cp=1"):
+    with pytest.raises(ConfigError, match=r"layout\.cp=2 splits; try .*'auto', or layout\.cp=1"):
         declare(run.model, tiny_layout(run, cp=2))
