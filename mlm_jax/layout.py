@@ -150,6 +150,10 @@ class Layout:
     def constrain(self, x: jax.Array, *dims: str | None) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, self._on_mesh(self.spec(*dims)))
 
+    def constrain_weights(self, weights: Any) -> Any:
+        """Weights laid as they are stored; so are their gradients, when this is differentiated."""
+        return jax.lax.with_sharding_constraint(weights, self.shardings(weights))
+
     def constrain_gradients(self, grads: nnx.State) -> nnx.State:
         """Gradients split as optimizer state is."""
         return jax.lax.with_sharding_constraint(grads, self.shardings(grads, of_optimizer=True))

@@ -61,9 +61,9 @@ def parts_of(run: RunConfig, layout: Layout) -> Parts:
     graphdef, shapes = nnx.split(declare(run.model, inside, remat), nnx.Param)
     no_rest, no_blocks = apart(shapes)  # but their shapes
 
-    def model(rest: Any, blocks: Any = None) -> Any:
-        blocks = no_blocks if blocks is None else blocks
-        return nnx.merge(graphdef, nnx.State({**rest, "blocks": blocks}))
+    def model(rest: Any) -> Any:
+        rest = inside.constrain_weights(rest)  # or XLA sums whole gradients over fsdp
+        return nnx.merge(graphdef, nnx.State({**rest, "blocks": no_blocks}))
 
     def view(micro: Micros) -> View:
         positions = micro["positions"]
@@ -74,7 +74,8 @@ def parts_of(run: RunConfig, layout: Layout) -> Parts:
         return model(rest).embed(micro["tokens"], view(micro), micro.get("keys"))
 
     def blocks(chunk: Any, x: jax.Array, micro: Micros, layer: jax.Array) -> jax.Array:
-        stack = model(no_rest, chunk).blocks
+        chunk = inside.constrain_weights(chunk)
+        stack = nnx.merge(graphdef, nnx.State({**no_rest, "blocks": chunk})).blocks
         return run_blocks(stack, x, view(micro), micro.get("keys"), None, remat, first=layer)[0]
 
     def last(rest: Any, x: jax.Array, micro: Micros) -> tuple[jax.Array, jax.Array]:
