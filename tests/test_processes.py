@@ -210,7 +210,8 @@ def test_a_checkpoint_of_four_processes_goes_on_in_two_and_then_in_one(alone, tm
 def test_a_signal_to_one_or_all_stops_all_at_one_step_which_is_saved(alone, tmp_path, asked):
     settings = {"train.steps": 10**6, "checkpoint.every": 10**6, "train.eval_every": 10**6}
     with started(2, tmp_path / "run", **settings) as run:
-        number = os.kill(run.until(STEP).pid(1) if asked == "one" else run.shell.pid, signal.SIGTERM)
+        run.until(STEP)
+        os.kill(run.pid(1) if asked == "one" else run.shell.pid, signal.SIGTERM)
         status, said = run.ends(60)
     assert status == 75, said
     (step,) = (int(p.name) for p in (run.workdir / "checkpoints").iterdir())
