@@ -21,9 +21,6 @@ from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data
 from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import (
-    AgreedStop,
-    StopSignals,
-    agreed,
     at,
     check_all_used,
     lead,
@@ -41,6 +38,7 @@ from mlm_jax.metrics import MetricsLog, NoMetricsLog, flops_per_step, peak_flops
 from mlm_jax.profiling import Profiler, Span
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
+from mlm_jax.stop import AgreedStop, StopSignals, agreed
 from mlm_jax.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -73,8 +71,8 @@ def train(
     check_wandb(run)
     if profile:
         profile.check(0, last)  # before there is a folder
-    with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
-        layout, stop = Layout.from_config(run), agreed(stop)
+    with StopSignals() if stop is None else nullcontext(stop) as own, told_of_files(workdir):
+        layout, asked = Layout.from_config(run), agreed(own)
         check_all_used(layout.mesh)
         check_xla(run.train.xla, layout)
         data = open_data(run)
@@ -95,7 +93,7 @@ def train(
             lead_says(lambda: write_run(workdir, run, data.tokenizer, fingerprint))
             with rows_of(run, workdir, done) as rows:
                 state = checkpoints.restore(steps.abstract) if done else steps.init()
-                story = Story(run, layout, data, steps, rows, checkpoints, workdir, stop)
+                story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
                 story.tell(state, done, profile)
         report = write_report(workdir) if lead() else workdir / "report.html"
         return Outcome(not story.finished, story.saved, report)

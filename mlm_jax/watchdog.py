@@ -253,5 +253,5 @@ def hold_aborts() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "sleep") and hasattr(libc, "signal"):
-        libc.signal.restype = libc.signal.argtypes = None
+        libc.signal.restype = None
         libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))

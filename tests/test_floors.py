@@ -20,7 +20,7 @@ ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
         "errors", "config", "misfits", "batch_sizes", "door", "layout", "distributed", "host",
-        "metrics", "terminal", "boards", "profiling", "watchdog",
+        "metrics", "terminal", "boards", "profiling", "watchdog", "stop",
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},

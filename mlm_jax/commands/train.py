@@ -1,10 +1,11 @@
 """mlm-jax train"""
 
 from mlm_jax.commands import add_config, command_parser, parse, path
-from mlm_jax.distributed import StopSignals, lead, together
+from mlm_jax.distributed import lead, together
 from mlm_jax.door import load_config
 from mlm_jax.host import keep_freed_memory, set_xla_flags
 from mlm_jax.profiling import Span
+from mlm_jax.stop import StopSignals
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 

@@ -11,12 +11,13 @@ from flax import nnx
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data
 from mlm_jax.data.placement import Feed
-from mlm_jax.distributed import AgreedStop, StopSignals, at, lead_says
+from mlm_jax.distributed import at, lead_says
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
 from mlm_jax.layout import Layout
 from mlm_jax.metrics import MetricsLog, NoMetricsLog
 from mlm_jax.step import Steps
+from mlm_jax.stop import AgreedStop, StopSignals
 
 
 class Examination:
