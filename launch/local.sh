@@ -5,6 +5,10 @@
 # Ctrl-C and SIGTERM reach every process. The exit status is that of the first process that failed,
 # 75 where all stopped on request; processes that outlive a failed one by 20 s are killed.
 set -uo pipefail
+if [ $((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1])) -lt 501 ]; then
+  echo "local.sh: bash 5.1 or newer is needed; this is $BASH_VERSION" >&2
+  exit 2
+fi
 set -m  # processes are groups of their own: Ctrl-C comes here, and is passed on once
 n=${1:-}
 if ! [[ $n =~ ^[1-9][0-9]*$ ]] || [ "${2:-}" != -- ] || [ $# -lt 3 ]; then
@@ -38,9 +42,8 @@ trap 'kill -INT "${pids[@]}" 2>/dev/null' INT
 
 first=0 left=$n
 while [ "$left" -gt 0 ]; do
-  ended=
   wait -n -p ended "${pids[@]}"; status=$?
-  [ "$ended" ] || continue  # a signal was passed on
+  [ "${ended:-}" ] || continue  # a signal was passed on, no process has ended
   left=$((left - 1))
   for i in "${!pids[@]}"; do [ "${pids[i]}" = "$ended" ] && unset "pids[i]"; done
   if [ $first -eq 0 ] && [ $status -ne 0 ]; then
