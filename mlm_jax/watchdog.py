@@ -134,10 +134,10 @@ class Watchdog:
         self.progress = Progress(step, PHASES.index(phase))
 
     def fail(self, failure: Failure) -> NoReturn:
-        """Ends all processes."""
+        """Ends all processes. The thread does it, which may hear what this error follows from."""
         self._failure = failure
-        while True:  # until the thread has ended us: it may hear what this error follows from
-            self._thread.join()
+        self._thread.join()
+        os._exit(failure.status)
 
     def finish(self) -> None:
         """This process has done its part; its end is nobody's loss."""
@@ -212,19 +212,21 @@ class Watchdog:
 
     def _end(self, verdict: Verdict, told: bool = False) -> NoReturn:
         """Passes a verdict on, and ends this process."""
-        if self.index == 0 or told:
-            for link in self.links:
-                link.send(verdict=verdict)
-        known = self._failure and f"failed: {self._failure.reason}" == verdict.text
-        request = verdict.processes == [0] and verdict.status == 2  # which process 0 has told
-        if not (told or known or request):
-            self._say(f"mlm-jax: {self._names(verdict.processes)} {verdict.text}")
-        if verdict.hangs and self.index in verdict.processes:
-            faulthandler.dump_traceback(sys.stderr)
-        if self.index == 0 or told:
-            self._see_them_end()
-        sys.stdout.flush()
-        os._exit(verdict.status)
+        try:
+            if self.index == 0 or told:
+                for link in self.links:
+                    link.send(verdict=verdict)
+            known = self._failure and f"failed: {self._failure.reason}" == verdict.text
+            request = verdict.processes == [0] and verdict.status == 2  # which process 0 has told
+            if not (told or known or request):
+                self._say(f"mlm-jax: {self._names(verdict.processes)} {verdict.text}")
+            if verdict.hangs and self.index in verdict.processes:
+                faulthandler.dump_traceback(sys.stderr)
+            if self.index == 0 or told:
+                self._see_them_end()
+            sys.stdout.flush()
+        finally:
+            os._exit(verdict.status)
 
     def _see_them_end(self) -> None:
         """JAX aborts the others, in many words, if the process that started it ends before them."""
