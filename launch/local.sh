@@ -3,7 +3,7 @@
 #   DEVICES=8 bash launch/local.sh 2 -- mlm-jax train --config quickstart --workdir runs/two
 # DEVICES: CPU devices over all processes; without it each process has one, or its share of the GPUs.
 # Ctrl-C and SIGTERM reach every process. The exit status is that of the first process that failed,
-# 75 where all stopped on request; processes that outlive a failed one by 20 s are killed.
+# 75 where all stopped on request; processes that outlive a failed one by 10 s are killed.
 set -uo pipefail
 if [ $((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1])) -lt 501 ]; then
   echo "local.sh: bash 5.1 or newer is needed; this is $BASH_VERSION" >&2
@@ -49,7 +49,7 @@ while [ "$left" -gt 0 ]; do
   if [ $first -eq 0 ] && [ $status -ne 0 ]; then
     first=$status
     if [ $status -ne 75 ] && [ "$left" -gt 0 ]; then
-      (sleep 20; kill -KILL "${pids[@]}") 2>/dev/null &
+      (sleep 10; kill -KILL "${pids[@]}") 2>/dev/null &
       last_resort=$!
     fi
   fi
