@@ -98,11 +98,11 @@ def losses(workdir: Path, kind: str = "train", key: str = "loss") -> dict[int, f
 
 
 def assert_same_losses(workdir: Path, other: Path) -> None:
-    """In training and evaluation, at all steps; only the order of sums differs."""
+    """In training and evaluation, wherever `other` has them; only the order of sums differs."""
     for what in (("train", "loss"), ("train", "grad_norm"), ("eval", "eval_loss")):
         ours, theirs = losses(workdir, *what), losses(other, *what)
-        assert ours.keys() == theirs.keys()
-        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+        assert ours.keys() >= theirs.keys()
+        np.testing.assert_allclose([ours[k] for k in theirs], list(theirs.values()), rtol=2e-5)
 
 
 def read(workdir: Path) -> list[dict]:
