@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 import sys
 
+from mlm_jax.distributed import lead
 from mlm_jax.errors import ConfigError, MlmJaxError
 
 COMMANDS = {
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{argv[0]!r} is no command; {hint}")
         return importlib.import_module(f"mlm_jax.commands.{argv[0]}").main(argv[1:])
     except MlmJaxError as error:
-        print(f"mlm-jax: {error}", file=sys.stderr)
+        if lead():  # of several processes, that were all asked the same
+            print(f"mlm-jax: {error}", file=sys.stderr)
         return 1 if type(error) is MlmJaxError else 2
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = None

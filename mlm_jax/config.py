@@ -178,6 +178,9 @@ class TrainConfig:
     bad_steps_limit: int = setting(
         1, "non-finite steps in a row that end the run; fewer are left out", low=1
     )
+    hang_seconds: float = setting(
+        600.0, "several processes: without progress of one, which is then named, and all end", low=1
+    )
 
     @property
     def microbatch(self) -> int:

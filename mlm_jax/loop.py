@@ -20,17 +20,25 @@ from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data
 from mlm_jax.data.placement import Feed
-from mlm_jax.distributed import StopSignals, refuse_several
+from mlm_jax.distributed import (
+    at,
+    check_all_used,
+    lead,
+    lead_says,
+    processes_here,
+    start,
+)
 from mlm_jax.errors import CheckpointError, ConfigError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.examination import Examination
 from mlm_jax.host import missing_xla_flags, peak_resident_bytes
 from mlm_jax.layers.watch import as_row
 from mlm_jax.layers.weight import weight_names
 from mlm_jax.layout import Layout
-from mlm_jax.metrics import MetricsLog, flops_per_step, peak_flops
+from mlm_jax.metrics import MetricsLog, NoMetricsLog, flops_per_step, peak_flops
 from mlm_jax.profiling import Profiler, Span
 from mlm_jax.report import write_report
 from mlm_jax.step import Steps, TrainState, make_steps
+from mlm_jax.stop import AgreedStop, StopSignals, agreed
 from mlm_jax.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -59,33 +67,44 @@ def train(
     MlmJaxError where the run fails: steps that are not finite, or files that cannot be written.
     """
     workdir, last = Path(workdir), run.train.steps
-    refuse_several()
+    start(run.train.hang_seconds)
     check_wandb(run)
     if profile:
         profile.check(0, last)  # before there is a folder
-    with StopSignals() if stop is None else nullcontext(stop) as stop, told_of_files(workdir):
-        layout = Layout.from_config(run)
+    with StopSignals() if stop is None else nullcontext(stop) as own, told_of_files(workdir):
+        layout, asked = Layout.from_config(run), agreed(own)
+        check_all_used(layout.mesh)
         check_xla(run.train.xla, layout)
         data = open_data(run)
         fingerprint = dict(data.fingerprint)
-        check_same_run(workdir, run, data.tokenizer, fingerprint)
+        lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
-        require_room(workdir, steps.abstract, run.checkpoint.keep)
-        with locked(workdir), Checkpoints(workdir, run.checkpoint) as checkpoints:
-            check_same_run(workdir, run, data.tokenizer, fingerprint)  # none came in between
-            start = checkpoints.latest() or 0
-            if start > last:
-                raise CheckpointError(f"{workdir} is at step {start}, beyond train.steps={last}")
+        lead_says(lambda: require_room(workdir, steps.abstract, run.checkpoint.keep))
+        lock = locked(workdir) if lead() else nullcontext()
+        with lock, Checkpoints(workdir, run.checkpoint) as checkpoints:
+            # None came in between.
+            lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
+            done = lead_says(checkpoints.latest) or 0
+            if done > last:
+                raise CheckpointError(f"{workdir} is at step {done}, beyond train.steps={last}")
             if profile:
-                profile.check(start, last)
-            write_run(workdir, run, data.tokenizer, fingerprint)
-            boards, terminal = open_wandb(run, workdir), Terminal(last)
-            with MetricsLog(workdir, resume_step=start, terminal=terminal, boards=boards) as rows:
-                state = checkpoints.restore(steps.abstract) if start else steps.init()
-                story = Story(run, layout, data, steps, rows, checkpoints, workdir, stop)
-                story.tell(state, start, profile)
-        return Outcome(not story.finished, story.saved, write_report(workdir))
+                profile.check(done, last)
+            lead_says(lambda: write_run(workdir, run, data.tokenizer, fingerprint))
+            with rows_of(run, workdir, done) as rows:
+                state = checkpoints.restore(steps.abstract) if done else steps.init()
+                story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
+                story.tell(state, done, profile)
+        report = write_report(workdir) if lead() else workdir / "report.html"
+        return Outcome(not story.finished, story.saved, report)
+
+
+def rows_of(run: RunConfig, workdir: Path, done: int) -> MetricsLog | NoMetricsLog:
+    """Where rows of metrics go: of several processes only the lead writes."""
+    if not lead():
+        return NoMetricsLog()
+    boards, terminal = open_wandb(run, workdir), Terminal(run.train.steps)
+    return MetricsLog(workdir, resume_step=done, terminal=terminal, boards=boards)
 
 
 @contextmanager
@@ -107,8 +126,9 @@ class Story:
     """The loop, and what it remembers between two rows of metrics."""
 
     def __init__(
-        self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
-        checkpoints: Checkpoints, workdir: Path, stop: StopSignals,
+        self, run: RunConfig, layout: Layout, data: Data, steps: Steps,
+        rows: MetricsLog | NoMetricsLog, checkpoints: Checkpoints, workdir: Path,
+        stop: StopSignals | AgreedStop,
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
         self.rows, self.checkpoints, self.workdir, self.stop = rows, checkpoints, workdir, stop
@@ -133,27 +153,34 @@ class Story:
         if self.stop or start == last:
             return  # nothing new to save
         profiler = Profiler(self.workdir / "profile")
+        profile = profile if lead() else None
         self.mark = time.perf_counter()
         for step, batch in enumerate(self.batches(start, last), start + 1):
             if profile and step == profile.first:
                 with self.paused():
                     profiler.start(step)
             step_fn = self.step_fn(state, step - 1)
+            at("step", step)
             state, metrics = step_fn(state, batch)  # returns at once; the device works on
             self.pending.append((step, metrics))
-            if profile and profiler.first and (step == profile.last or self.stop):
-                with self.paused():
-                    profiler.stop(step, step_fn)
+            if profile and step == profile.last:
+                self.end_profile(profiler, step, step_fn)
             if self.is_due(step, t.log_every):
                 self.write_train_row(step)
             if self.is_due(step, self.run.checkpoint.every):
                 self.save(step, state)
             if self.is_due(step, t.eval_every):
                 self.examine(state.params, step)
-            if self.stop:
+            if self.stop.after(step):
+                if profiler.first:
+                    self.end_profile(profiler, step, step_fn)
                 if self.pending or self.settled:
                     self.write_train_row(step)
                 return self.save(step, state)
+
+    def end_profile(self, profiler: Profiler, step: int, step_fn: Any) -> None:
+        with self.paused():
+            profiler.stop(step, step_fn)
 
     def is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.run.train.steps
@@ -166,6 +193,7 @@ class Story:
     def save(self, step: int, state: TrainState) -> None:
         """Begins a checkpoint of good steps only; it is written while the run goes on."""
         if step > self.saved:
+            at("save", step)
             with self.paused():
                 self.settle()
                 self.bad_steps.check(self.saved)
@@ -182,6 +210,7 @@ class Story:
 
     def compiled(self, state: TrainState, k: int) -> Any:
         """The train step for the shape of batch k; what it takes is written down."""
+        at("compile", k + 1)
         begun = time.perf_counter()
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         size = self.sizes.size(k)
@@ -200,7 +229,8 @@ class Story:
     def batches(self, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of steps start + 1 to stop, on the devices; counts the seconds waited."""
         with closing(self.feed.ahead(start, stop)) as ahead:
-            for _ in range(start, stop):
+            for step in range(start + 1, stop + 1):
+                at("data", step)
                 begun = time.perf_counter()
                 batch = next(ahead)
                 self.data_wait += time.perf_counter() - begun
@@ -253,7 +283,8 @@ class Story:
             last = step == self.run.train.steps
             complete = self.examination.hold(params, step, last)
             self.finished = last and complete
-            write_report(self.workdir)
+            if lead():
+                write_report(self.workdir)
 
     def flops(self, sequences: int) -> float:
         m = self.run.model
@@ -277,17 +308,17 @@ def check_xla(preset: str, layout: Layout) -> None:
 
 def check_memory(abstract: TrainState, layout: Layout) -> None:
     """Raises LayoutError where weights, moments and gradients alone are more than there is."""
-    gradients = layout.placed(abstract.params, of_optimizer=True)
+    gradients = layout.placed(abstract.params, of_optimizer=layout.zero == 2)
     held = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves((abstract, gradients))
     )
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     where = f"a device has {(limit or 0) / 2**30:.1f}"
     if device.platform == "cpu":  # virtual devices share the memory of the machine
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        held *= layout.mesh.size
+        held *= jax.local_device_count() * processes_here()
         where = f"this machine has {limit / 2**30:.1f}"
     if limit and held > limit:
         raise LayoutError(

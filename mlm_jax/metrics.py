@@ -1,5 +1,6 @@
 """What a run tells, row by row in metrics.jsonl; and how much work a step is."""
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ class MetricsLog:
     A row is a JSON object on a line: kind, step (updates done), time (Unix seconds), its values.
     What a killed run wrote after `resume_step` is cut first, in the file and in TensorBoard.
     `boards` are shown the rows beside TensorBoard, and closed with this.
-    One process of a run writes; the others make no MetricsLog.
+    One process of a run writes; the others have a NoMetricsLog.
     """
 
     def __init__(
@@ -70,6 +71,19 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class NoMetricsLog(contextlib.AbstractContextManager):
+    """Of the other processes of a run, which say the same and are not heard."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        pass
+
+    def names(self, step: int) -> set[str]:
+        return set()
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -56,7 +56,7 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
     return Steps(
         init=jax.jit(partial(first_state, run, layout), out_shardings=shardings),  # born split
         abstract=abstract,
-        train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, None)),
+        train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.sharding())),
         evaluate=jax.jit(partial(eval_step, run=run, layout=layout, graphdef=graphdef)),
         graphdef=graphdef,
     )

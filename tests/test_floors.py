@@ -20,7 +20,7 @@ ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
         "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits", "mesh",
-        "distributed", "host", "metrics", "terminal", "boards", "profiling",
+        "distributed", "watchdog", "stop", "host", "metrics", "terminal", "boards", "profiling",
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},

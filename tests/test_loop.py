@@ -125,7 +125,7 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     code = (
         "import os, signal\n"
-        "from mlm_jax.distributed import StopSignals\n"
+        "from mlm_jax.stop import StopSignals\n"
         "with StopSignals() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop\n"

@@ -331,7 +331,7 @@ def test_a_second_signal_ends_the_process_even_while_it_is_inside_xla():
     """Python calls no handler there, and a large model compiles for minutes."""
     code = (
         "import jax\n"
-        "from mlm_jax.distributed import StopSignals\n"
+        "from mlm_jax.stop import StopSignals\n"
         "endless = lambda x: jax.lax.while_loop(lambda x: x < 2, jax.numpy.cos, x)\n"
         "with StopSignals():\n"
         "    program = jax.jit(endless).lower(1.0).compile()\n"

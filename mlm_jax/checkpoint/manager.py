@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from mlm_jax.checkpoint.manifest import require_whole, set_aside_damaged, write_manifest
 from mlm_jax.config import CheckpointConfig
+from mlm_jax.distributed import lead_says
 from mlm_jax.errors import CheckpointError, MlmJaxError
 
 
@@ -27,6 +28,7 @@ class Checkpoints:
 
     Then what a killed save left behind is removed, and newer checkpoints than the newest whole one
     are set aside; `damaged` tells of those. Saves run in the background; leaving the context waits.
+    Of several processes of one run, all open it, and each writes what its devices hold.
     """
 
     def __init__(self, workdir: Path, cfg: CheckpointConfig | None = None):
@@ -35,9 +37,7 @@ class Checkpoints:
         self._saving, self._bytes = 0, 0  # step and size of the newest save that was begun
         self._whole, self.damaged = None, []
         if cfg:
-            for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(leftover)
-            self._whole, self.damaged = set_aside_damaged(self.folder)
+            self._whole, self.damaged = lead_says(lambda: tidied(self.folder))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
@@ -83,7 +83,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def _sign(self) -> None:
-        """Called by Orbax when all files are written, before the folder gets its final name."""
+        """Called by Orbax in one process, when all have written and before the final name."""
         write_manifest(self.folder / f"{self._saving}.orbax-checkpoint-tmp")
 
     @contextmanager
@@ -143,6 +143,13 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
         return steps[-1] if step is None else step
+
+
+def tidied(folder: Path) -> tuple[int | None, list[str]]:
+    """The newest step that is whole, and what was wrong with newer ones, which are set aside."""
+    for leftover in folder.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(leftover)
+    return set_aside_damaged(folder)
 
 
 def require_room(workdir: Path, abstract: Any, keep: int) -> None:

@@ -11,20 +11,21 @@ from flax import nnx
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data
 from mlm_jax.data.placement import Feed
-from mlm_jax.distributed import StopSignals
+from mlm_jax.distributed import at, lead_says
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
 from mlm_jax.layout import Layout
-from mlm_jax.metrics import MetricsLog
+from mlm_jax.metrics import MetricsLog, NoMetricsLog
 from mlm_jax.step import Steps
+from mlm_jax.stop import AgreedStop, StopSignals
 
 
 class Examination:
     """Writes rows of metrics about the weights of a step."""
 
     def __init__(
-        self, run: RunConfig, layout: Layout, data: Data, steps: Steps, rows: MetricsLog,
-        stop: StopSignals,
+        self, run: RunConfig, layout: Layout, data: Data, steps: Steps,
+        rows: MetricsLog | NoMetricsLog, stop: StopSignals | AgreedStop,
     ):  # fmt: skip
         self.run, self.layout, self.data, self.steps = run, layout, data, steps
         self.rows, self.stop = rows, stop
@@ -38,8 +39,9 @@ class Examination:
         parts = {"eval": self.evaluate, "sample": self.sample}
         if last:
             parts |= {"baselines": self.compare, "completions": self.complete}
-        done = self.rows.names(step)
+        done = lead_says(lambda: sorted(self.rows.names(step)))
         for name, write in parts.items():
+            at("evaluate", step)
             if self.stop:
                 return False
             if name not in done:
@@ -55,6 +57,7 @@ class Examination:
         for k in range(min(self.run.train.eval_batches, -(-n_samples // B))):
             if self.stop:
                 return
+            at("evaluate", step)
             batch = self.feed.batch(k, once=True)
             sums = self.steps.evaluate(params, batch)
             nats, weight = nats + float(sums[0]), weight + float(sums[1])

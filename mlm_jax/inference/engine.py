@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from mlm_jax.errors import ConfigError
 from mlm_jax.inference.sampling import Sampling, choose
@@ -91,7 +92,7 @@ def generate_ids(
         turn = turn._replace(done_B=jax.device_put(done, layout.sharding("batch")))
         last = min(first + chunk, max_tokens)
         turn = decode(model, turn, sampling, np.uint32(seed), np.int32(last), np.int32(eod), greedy)
-        out_BN, done = np.asarray(turn.out_BN), np.array(turn.done_B)
+        out_BN, done = map(np.array, process_allgather((turn.out_BN, turn.done_B), tiled=True))
         new = [trim(row[:last], eod) for row in out_BN[: len(prompts)].tolist()]
         if ended:
             done[: len(prompts)] |= [ended(ids) for ids in new]

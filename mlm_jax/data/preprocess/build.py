@@ -13,8 +13,8 @@ from mlm_jax.data.preprocess.progress import Progress
 from mlm_jax.data.preprocess.unfinished import Unfinished, started
 from mlm_jax.data.preprocess.workers import Task, here, in_processes
 from mlm_jax.data.tokenizer import load_tokenizer
-from mlm_jax.distributed import StopSignals
 from mlm_jax.errors import ConfigError, DataError, MlmJaxError
+from mlm_jax.stop import StopSignals
 
 log = logging.getLogger(__name__)
 

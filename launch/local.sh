@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine: bash launch/local.sh N -- COMMAND...
+#   DEVICES=8 bash launch/local.sh 2 -- mlm-jax train --config quickstart --workdir runs/two
+# DEVICES: CPU devices over all processes; without it each process has one, or its share of the GPUs.
+# Ctrl-C and SIGTERM reach every process. The exit status is that of the first process that failed,
+# 75 where all stopped on request; processes that outlive a failed one by 10 s are killed.
+set -uo pipefail
+if [ $((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1])) -lt 501 ]; then
+  echo "local.sh: bash 5.1 or newer is needed; this is $BASH_VERSION" >&2
+  exit 2
+fi
+set -m  # processes are groups of their own: Ctrl-C comes here, and is passed on once
+n=${1:-}
+if ! [[ $n =~ ^[1-9][0-9]*$ ]] || [ "${2:-}" != -- ] || [ $# -lt 3 ]; then
+  echo "usage: [DEVICES=D] bash launch/local.sh N -- COMMAND..." >&2
+  exit 2
+fi
+shift 2
+if [ $((${DEVICES:-$n} % n)) -ne 0 ]; then
+  echo "local.sh: DEVICES=$DEVICES cannot be shared by $n processes; try DEVICES=$((n * 2))" >&2
+  exit 2
+fi
+free='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+export MLM_JAX_COORDINATOR=127.0.0.1:$("${PYTHON:-python3}" -c "$free") MLM_JAX_PROCESSES=$n
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+if [ "${DEVICES:-}" ] || [ "$gpus" -lt "$n" ]; then
+  export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$((${DEVICES:-$n} / n))
+  gpus=0
+fi
+
+pids=()
+for ((i = 0; i < n; i++)); do
+  share=$((gpus / n))
+  if [ $share -gt 0 ]; then
+    export JAX_LOCAL_DEVICE_IDS=$(seq -s , $((i * share)) $((i * share + share - 1)))
+  fi
+  MLM_JAX_PROCESS=$i "$@" &
+  pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
+trap 'kill -INT "${pids[@]}" 2>/dev/null' INT
+
+first=0 left=$n
+while [ "$left" -gt 0 ]; do
+  wait -n -p ended "${pids[@]}"; status=$?
+  [ "${ended:-}" ] || continue  # a signal was passed on, no process has ended
+  left=$((left - 1))
+  for i in "${!pids[@]}"; do [ "${pids[i]}" = "$ended" ] && unset "pids[i]"; done
+  if [ $first -eq 0 ] && [ $status -ne 0 ]; then
+    first=$status
+    if [ $status -ne 75 ] && [ "$left" -gt 0 ]; then
+      (sleep 10; kill -KILL "${pids[@]}") 2>/dev/null &
+      last_resort=$!
+    fi
+  fi
+done
+[ "${last_resort:-}" ] && kill -- "-$last_resort" 2>/dev/null
+exit $first
