@@ -1,4 +1,4 @@
-"""How gradients are added up over dp, where XLA is not left to see to it."""
+"""How gradients are added up over dp and cp, where XLA is not left to see to it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,34 +10,40 @@ from jax.sharding import PartitionSpec as P
 from mlm_jax.layers.watch import over_parts
 from mlm_jax.layout import Layout
 
+BATCH_AXES = ("dp", "cp")  # of its rows, and of the tokens in a row
+
 
 def added_up_once(layout: Layout, microbatches: int) -> bool:
-    """Whether gradients are summed over dp after the last microbatch, and not after each.
+    """Whether gradients are summed over dp and cp after the last microbatch, and not after each.
 
     XLA, left to itself, does it after each. ZeRO-2 wants that: no device keeps a whole gradient.
+    A pipeline has a shard_map of its own.
     """
     sizes = layout.mesh.shape
-    alone = sizes["pp"] == sizes["cp"] == 1  # these have shard_maps of their own
-    return microbatches > 1 and sizes["dp"] > 1 and layout.zero < 2 and alone
+    split = sizes["dp"] > 1 or layout.context > 1
+    return microbatches > 1 and split and layout.zero < 2 and sizes["pp"] == 1
 
 
-def over_dp(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """sums(params, total, batch) -> (loss, gradients), seen; with the rows of the batch split
-    over dp by hand, every other axis as ever, and the results summed over dp at the end.
+def over_parts_of_batch(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """sums(params, total, batch) -> (loss, gradients), seen; with the rows of the batch split over
+    dp and their tokens over cp by hand, every other axis as ever, and the results summed at the end.
+
+    batch: arrays [B] and [B, T], these in the order of the layout.
     """
 
     def here(*args: Any) -> Any:
         (loss, grads), seen = sums(*args)
+        grads = jax.lax.psum(grads, "cp") if layout.context > 1 else grads
         parts = jax.tree.map(lambda g: g[None], grads)
-        return jax.lax.psum(loss, "dp"), parts, over_parts(seen, "dp")
+        return jax.lax.psum(loss, BATCH_AXES), parts, over_parts(seen, BATCH_AXES)
 
-    apart = jax.shard_map(
-        here, mesh=layout.mesh, in_specs=(P(), P(), P("dp")), out_specs=(P(), P("dp"), P()),
-        axis_names={"dp"}, check_vma=False,
-    )  # fmt: skip
-
-    def whole(params: nnx.State, *rest: Any) -> Any:
-        loss, parts, seen = apart(params, *rest)
+    def whole(params: nnx.State, total: jax.Array, batch: Any) -> Any:
+        own = jax.tree.map(lambda x: P(*BATCH_AXES[: x.ndim]), batch)
+        apart = jax.shard_map(
+            here, mesh=layout.mesh, in_specs=(P(), P(), own), out_specs=(P(), P("dp"), P()),
+            axis_names=set(BATCH_AXES), check_vma=False,
+        )  # fmt: skip
+        loss, parts, seen = apart(params, total, batch)
         return (loss, added_up(parts, params, layout)), seen
 
     return whole

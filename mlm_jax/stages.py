@@ -24,7 +24,7 @@ def staged_loss_and_grads(
 ) -> tuple[jax.Array, nnx.State]:
     """The mean of nats over `total` tokens, and the gradient of the objective."""
     rest, blocks = apart(params)
-    micros |= {"total": jnp.broadcast_to(total, len(micros["tokens"]))}
+    micros = micros | {"total": jnp.broadcast_to(total, len(micros["tokens"]))}
     sums, (d_rest, d_blocks) = pipelined_grads(
         parts_of(run, layout), rest, blocks, ordered(micros, layout), layout, run.train.remat
     )
@@ -34,7 +34,7 @@ def staged_loss_and_grads(
 
 def staged_nats(params: nnx.State, micros: Micros, run: RunConfig, layout: Layout) -> jax.Array:
     """The sum of nats over the batch, without dropout."""
-    micros |= {"total": jnp.ones(len(micros["tokens"]))}
+    micros = micros | {"total": jnp.ones(len(micros["tokens"]))}
     return pipelined_sums(parts_of(run, layout), *apart(params), ordered(micros, layout), layout)
 
 

@@ -11,12 +11,13 @@ from flax import nnx
 
 from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
-from mlm_jax.gradients import added_up_once, over_dp
+from mlm_jax.gradients import BATCH_AXES, added_up_once, over_parts_of_batch
 from mlm_jax.layers.dropout import sample_keys
+from mlm_jax.layers.order import in_order
 from mlm_jax.layers.watch import activation_sizes, both, group_norms
 from mlm_jax.layers.weight import materialise
 from mlm_jax.layout import Layout
-from mlm_jax.losses import check_chunks, next_token_nats
+from mlm_jax.losses import ROWS, check_chunks, next_token_nats
 from mlm_jax.models import declare, relaid
 from mlm_jax.optimizer import make_optimizer, make_schedule, updates_done
 from mlm_jax.stages import staged_loss_and_grads, staged_nats
@@ -112,7 +113,7 @@ def loss_and_grads(
     if run.model.dropout:
         batch["keys"] = sample_keys(run.train.seed, state.step, rows)
     once = added_up_once(layout, n)
-    here = layout.inside("dp") if once else layout
+    here = layout.inside(*BATCH_AXES) if once else layout
 
     def sums(params: nnx.State, total: jax.Array, batch: Batch) -> Any:
         """Over the microbatches of the batch at hand."""
@@ -136,7 +137,9 @@ def loss_and_grads(
         micros = microbatches(batch, n, layout)
         (loss, grads), seen = staged_loss_and_grads(state.params, micros, total, run, layout), {}
     else:
-        sums = over_dp(sums, layout) if once else sums
+        if once:
+            batch |= in_order({name: batch[name] for name in ROWS if name in batch}, layout)
+            sums = over_parts_of_batch(sums, layout)
         (loss, grads), seen = sums(state.params, total, batch)
     return loss, layout.constrain_gradients(grads), activation_sizes(seen, n) if seen else {}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlm_jax.config import ModelConfig
+from mlm_jax.layers.lookup import looked_up
 from mlm_jax.layers.weight import Normal, weight, wide
 from mlm_jax.layout import Layout
 
@@ -31,11 +32,11 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         table_VD = self.layout.constrain(self.tokens[...].astype(self.dtype), "vocab", None)
-        x_BTD = table_VD[tokens_BT]
+        x_BTD = looked_up(table_VD, tokens_BT, self.layout, "vocab")
         x_BTD = self.layout.constrain(x_BTD, "batch", "seq", None)
         if self.positions is not None:
             table_SD = self.layout.constrain(self.positions[...].astype(self.dtype), None, None)
-            x_BTD = x_BTD + table_SD[positions_BT]
+            x_BTD = x_BTD + looked_up(table_SD, positions_BT, self.layout, None)
         return x_BTD if self.scale == 1 else self.scale * x_BTD
 
 

@@ -48,13 +48,13 @@ def both(a: Seen, b: Seen) -> Seen:
     }
 
 
-def over_parts(seen: Seen, axis: str) -> Seen:
-    """Of a batch, from what each device of a shard_map over this axis saw of its own rows."""
+def over_parts(seen: Seen, axes: tuple[str, ...]) -> Seen:
+    """Of a batch, from what each device of a shard_map over these axes saw of its own part."""
     return {
         name: Size(
-            jax.lax.pmean(x.mean_abs, axis),
-            jax.lax.pmean(x.mean_square, axis),
-            jax.lax.pmax(x.largest, axis),
+            jax.lax.pmean(x.mean_abs, axes),
+            jax.lax.pmean(x.mean_square, axes),
+            jax.lax.pmax(x.largest, axes),
         )
         for name, x in seen.items()
     }

@@ -235,7 +235,8 @@ def pipelined_grads(
         pipeline = Pipeline(parts, layout, micros, remat)
         grads_of = SCHEDULES[layout.pipeline]
         sums, (d_rest, d_chunks) = grads_of(pipeline, rest, to_chunks(blocks, layout))
-        d_rest, d_chunks = jax.lax.psum(d_rest, ("pp", "cp")), jax.lax.psum(d_chunks, "cp")
+        d_rest = jax.lax.psum(d_rest, ("pp", "cp"))
+        d_chunks = jax.lax.psum(d_chunks, "cp") if layout.context > 1 else d_chunks
         grads = jax.tree.map(lambda g: g[None], (d_rest, to_blocks(d_chunks, layout)))
         return jax.lax.psum(sums, AXES), grads
 

@@ -193,7 +193,10 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "(layernorm | rmsnorm)" in lines["model.norm"]
     assert "(int | None)" in lines["model.n_kv_heads"]
-    assert "(single | dp | fsdp | tp | tp_sp | fsdp_tp | None)" in lines["layout.preset"]
+    assert (
+        "(single | dp | zero1 | zero2 | zero3 | fsdp | hybrid | tp | tp_sp | fsdp_tp | None)"
+        in lines["layout.preset"]
+    )
     assert "(table)" in lines["layout.rules"]
     assert lines.keys() == mlm_jax.config.KEYS.keys()
 
@@ -209,9 +212,12 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
         ({"layout.tp": 16}, "tp=16 takes 16 devices"),
         ({"layout.dp": 2}, "dp=2 is 2 devices, and there are 8; try dp=8"),
         ({"layout.dp": -1, "layout.tp": -1}, "at most one takes the rest"),
-        ({"train.global_batch_size": 4}, "= 4 does not divide by layout.dp = 8; try 8, or dp 1"),
+        (
+            {"train.global_batch_size": 4},
+            "= 4 does not divide by layout.dp = 8; try global_batch_size 8",
+        ),
         ({"train.accumulate": 2}, "= 4 does not divide by layout.dp = 8"),
-        ({"layout.pp": 2}, "a pipeline needs layout.pp=2 at least; try accumulate 2, 4 or 8"),
+        ({"layout.pp": 2}, "a pipeline needs layout.pp = 2 at least; try accumulate 2"),
         ({"layout.sequence_parallel": 1}, "does nothing with layout.tp=1"),
         ({"layout.rules": "mpl=tp"}, "no array has a dim 'mpl'; try mlp"),
         ({"layout.rules": "mlp=pt"}, "'pt' is no mesh axis"),

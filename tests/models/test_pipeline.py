@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from mlm_jax.layout import Layout
 from mlm_jax.models.pipeline import Parts, exchanges, pipelined_grads, pipelined_sums
@@ -87,7 +86,7 @@ def test_every_schedule_gives_the_plain_sums_and_gradients(
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)  # noqa: E731
         jax.tree.map(close, sums, expected)
         jax.tree.map(lambda parts, g: close(parts.sum(0), g), grads, gradients)
-        assert grads[1].sharding.spec == P("dp", "pp")
+        assert grads[1].sharding.spec[1] == "pp"
         forward = jax.jit(lambda w, micros: pipelined_sums(TOY, *w, micros, layout))(*given)
         jax.tree.map(close, forward, expected)
 
