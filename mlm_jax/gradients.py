@@ -26,7 +26,7 @@ def added_up_once(layout: Layout, microbatches: int) -> bool:
 
 def over_parts_of_batch(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     """sums(params, total, batch) -> (loss, gradients), seen; with the rows of the batch split over
-    dp and their tokens over cp by hand, every other axis as ever, and the results summed at the end.
+    dp and their tokens over cp by hand, every other axis as ever, and results summed at the end.
 
     batch: arrays [B] and [B, T], these in the order of the layout.
     """
