@@ -73,6 +73,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 WHY = {  # where XLA:CPU is more than 10 % off, read from its report of buffers
     "tp": "summands of all-reduces beside their sums: 5 s b h more",
     "tp_sp": "sequences gathered, or not scattered yet: 7 whole s b h",
+    "cp_all_gather": "keys and values of a layer whole, and their gradients",
     "circular": "parts of weights and gradients under way between stages",
 }
 

@@ -28,7 +28,11 @@ IN_PARTS = {"cp": 2, "tp": 2, "sequence_parallel": True}
 
 @pytest.mark.parametrize(
     ("style", "sizes"),
-    [("gpt2", {}), ("llama", {}), ("gpt2", SPLIT), ("llama", SPLIT), ("llama", IN_PARTS)],
+    [("gpt2", {}), ("llama", SPLIT)]
+    + [
+        pytest.param(*cell, marks=pytest.mark.slow)
+        for cell in (("llama", {}), ("gpt2", SPLIT), ("llama", IN_PARTS))
+    ],
     ids=str,
 )
 def test_any_number_of_chunks_gives_the_plain_loss_and_its_gradients(style, sizes):

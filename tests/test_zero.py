@@ -19,12 +19,12 @@ DP, HYBRID = {"dp": 8}, {"dp": 2, "fsdp": 4}
 ALL, SP = {"dp": 2, "fsdp": 2, "tp": 2}, {"dp": 2, "tp": 4, "sequence_parallel": True}
 CELLS = [  # layout, zero, style, remat, accumulate, dropout and packed documents, dtype
     (DP, 0, "gpt2", "none", 4, True, "float32"),
-    (DP, 1, "llama", "selective", 4, True, "float64"),
-    (HYBRID, 0, "llama", "full", 4, True, "float64"),
     (ALL, 1, "llama", "none", 4, True, "float64"),
-    (SP, 0, "gpt2", "selective", 4, True, "float32"),
 ]
 FULL = [
+    (DP, 1, "llama", "selective", 4, True, "float64"),
+    (HYBRID, 0, "llama", "full", 4, True, "float64"),
+    (SP, 0, "gpt2", "selective", 4, True, "float32"),
     (DP, 2, "gpt2", "full", 2, True, "float32"),
     (HYBRID, 1, "gpt2", "none", 2, False, "float64"),
     (ALL, 0, "nouns", "selective", 2, False, "float32"),

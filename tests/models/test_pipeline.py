@@ -108,16 +108,19 @@ def test_chunks_are_exchanged_in_as_many_permutations_as_there_are(p, v):
 PP, L, T_MODEL = 4, 8, 48
 
 
-def model_run(accumulate, remat="none"):
+def model_run(accumulate, remat="none", rows=2):
     return tiny_run(
         model={"n_layers": L, "seq_len": T_MODEL, "d_model": 64, "n_heads": 2},
-        train={"accumulate": accumulate, "global_batch_size": 2 * accumulate, "remat": remat},
+        train={"accumulate": accumulate, "global_batch_size": rows * accumulate, "remat": remat},
     )
 
 
 def compiled(schedule, accumulate, chunks=1, remat="none", **sizes):
     run = model_run(accumulate, remat)
-    layout = tiny_layout(run, pp=PP, pipeline=schedule, chunks=chunks, **sizes)
+    return compile_step(run, tiny_layout(run, pp=PP, pipeline=schedule, chunks=chunks, **sizes))
+
+
+def compile_step(run, layout):
     steps = make_steps(run, layout)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding("batch", None))
@@ -159,6 +162,39 @@ def test_a_tick_sends_one_activation_on_and_one_gradient_back(chunks):
     # Gradients are summed over dp once, after the ticks.
     assert {c.kind for c in found} == {"collective-permute", "all-reduce"}
     assert not [c for c in found if c.kind == "all-reduce" and c.looped]
+
+
+@pytest.mark.parametrize("sizes", [{"pp": 2, "fsdp": 2, "tp": 2}, {"dp": 2, "fsdp": 2}], ids=str)
+def test_beside_stages_and_accumulation_only_weights_are_gathered(sizes):
+    """Within a shard_map XLA would gather the operands of scatters: all tokens of a batch."""
+    run = model_run(4, rows=4)
+    gathers = [
+        shape
+        for c in collectives(compile_step(run, tiny_layout(run, **sizes)).as_text())
+        if c.kind in ("all-gather", "all-to-all")
+        for shape in c.shapes
+    ]
+    weights = {w.shape for w in jax.tree.leaves(make_steps(run, tiny_layout(run)).abstract.params)}
+    assert gathers
+    assert all(T_MODEL not in shape for shape in gathers if shape != (T_MODEL, 64)), gathers
+    assert (T_MODEL, 64) in weights  # learned positions
+
+
+@pytest.mark.parametrize("sizes", [{"pp": 2, "cp": 2}, {"pp": 2, "dp": 2, "chunks": 2}], ids=str)
+def test_in_bfloat16_stages_are_as_exact_as_one_device(sizes):
+    given = {"n_layers": 4, "dropout": 0.1}
+    found = {}
+    for dtype, where in (("float32", {}), ("bfloat16", {}), ("bfloat16", sizes)):
+        run = tiny_run(model=given | {"dtype": dtype}, train={"accumulate": 4})
+        layout = tiny_layout(run, **where)
+        steps = make_steps(run, layout)
+        batch = place(tiny_batch(run, packed=True), layout)
+        metrics = steps.train(steps.init(), batch)[1]
+        found[dtype, bool(where)] = [float(metrics[k]) for k in ("loss", "grad_norm")]
+    exact, *rounded = found.values()
+    for numbers in rounded:
+        assert numbers != exact
+        np.testing.assert_allclose(numbers, exact, rtol=2**-8)  # what bfloat16 resolves
 
 
 def test_an_evaluation_goes_through_the_stages():
