@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from mlm_jax.commands import parse
 from mlm_jax.config import RunConfig
 from mlm_jax.door import load_config
-from mlm_jax.layout import Layout
+from mlm_jax.layout import Layout, bytes_held
 from mlm_jax.step import Steps, make_steps
 
 MIB = 2**20
@@ -112,25 +112,18 @@ def textbook(run: RunConfig, layout: Layout, steps: Steps) -> Bytes:
     scores = 2 * 4 * cfg.n_heads * tokens * cfg.seq_len / t / 2
     at_hand = layer * (1 + (layers // v if schedule in ("gpipe", "circular") else 1)) + scores
     logits = 2 * 4 * tokens * cfg.padded_vocab / t
-    exchanged = 2 * held(steps.abstract.params["blocks"]) if v > 1 else 0
+    exchanged = 2 * bytes_held(steps.abstract.params["blocks"]) if v > 1 else 0
     work = gradients(layout, steps) + exchanged + inputs * layer_input + max(at_hand, logits)
-    return Bytes(held(steps.abstract), work)
+    return Bytes(bytes_held(steps.abstract), work)
 
 
 def gradients(layout: Layout, steps: Steps) -> float:
     params, sizes = steps.abstract.params, layout.mesh.shape
-    both = 2 * held(layout.placed(params, of_optimizer=layout.zero == 2))
+    both = 2 * bytes_held(layout.placed(params, of_optimizer=layout.zero == 2))
     kinds = (sizes["fsdp"] > 1) + (sizes["fsdp"] > 1 or layout.zero == 2)  # weights, gradients
     table = jax.tree.leaves(params["embedding"]["tokens"])[0]
     layer = sum(x.size / x.shape[0] for x in jax.tree.leaves(params["blocks"]))
     return both + kinds * 4 * (table.size + layer) / sizes["tp"]
-
-
-def held(tree: Any) -> int:
-    """Bytes of a tree on one device."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
 
 
 def main() -> None:

@@ -329,3 +329,10 @@ def path_name(path: tuple) -> str:
     """'blocks.mlp.up' of a key path as jax.tree_util gives it."""
     parts = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
     return ".".join(str(p) for p in parts)
+
+
+def bytes_held(tree: Any) -> int:
+    """What one device holds of a tree of arrays, or of shapes that are placed."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

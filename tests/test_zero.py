@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.errors import LayoutError
-from mlm_jax.layout import Layout
+from mlm_jax.layout import Layout, bytes_held
 from mlm_jax.step import abstract_state, make_steps
 from tests.collectives import collectives
 from tests.conftest import named, place, tiny_batch, tiny_layout, tiny_run
@@ -105,11 +105,11 @@ def step_of(zero, accumulate=N, **sizes):
     rows = layout.sharding("batch", None)
     batch = {k: jax.ShapeDtypeStruct((B, T), d, sharding=rows) for k, d in kinds.items()}
     compiled = steps.train.lower(steps.abstract, batch).compile()
-    return collectives(compiled.as_text()), held(steps.abstract.params), compiled.memory_analysis()
-
-
-def held(tree):
-    return sum(4 * np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+    return (
+        collectives(compiled.as_text()),
+        bytes_held(steps.abstract.params),
+        compiled.memory_analysis(),
+    )
 
 
 def sent(ops, kind):

@@ -17,10 +17,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--devices", type=int, help="default: the product of the sizes set")
     args, overrides = parse(parser, argv)
     run = load_config(args.config, overrides)
-    import jax
 
     from mlm_jax.errors import ConfigError, LayoutError
-    from mlm_jax.layout import MESH_AXES, Layout
+    from mlm_jax.layout import MESH_AXES, Layout, bytes_held
     from mlm_jax.step import abstract_state
 
     sizes = [getattr(run.layout, axis) or 1 for axis in MESH_AXES]
@@ -45,10 +44,7 @@ def main(argv: list[str]) -> int:
     held = sum(r["bytes"] for r in rows)
     mesh = " ".join(f"{axis}={n}" for axis, n in layout.mesh.shape.items())
     print(f"\n{count:,} parameters; mesh {mesh}")
-    moments = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(state.opt_state)
-    )
+    moments = bytes_held(state.opt_state)
     print(
         f"{held / 2**30:.3f} GiB of weights on a device, {(held + moments) / 2**30:.3f} with the"
         f" state of {run.optimizer.name}"

@@ -1,6 +1,7 @@
 """How good a model is by now, while it is trained: held-out loss, a sample of text, completions."""
 
 import functools
+import logging
 import math
 from typing import Any
 
@@ -14,10 +15,12 @@ from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import at, lead_says
 from mlm_jax.evaluate.completions import PROMPTS, complete
 from mlm_jax.inference.engine import generate
-from mlm_jax.layout import Layout
+from mlm_jax.layout import Layout, bytes_held
 from mlm_jax.metrics import MetricsLog, NoMetricsLog
 from mlm_jax.step import Steps
 from mlm_jax.stop import AgreedStop, StopSignals
+
+log = logging.getLogger(__name__)
 
 
 class Examination:
@@ -39,6 +42,8 @@ class Examination:
         parts = {"eval": self.evaluate, "sample": self.sample}
         if last:
             parts |= {"baselines": self.compare, "completions": self.complete}
+        if not self.can_generate:
+            parts = {name: parts[name] for name in parts if name in ("eval", "baselines")}
         done = lead_says(lambda: sorted(self.rows.names(step)))
         for name, write in parts.items():
             at("evaluate", step)
@@ -88,6 +93,22 @@ class Examination:
         if self.writes_python and self.run.model.seq_len >= 128:
             rows = complete(self.model(params), seed=self.run.train.seed)
             self.rows.write("event", step, event="completions", completions=rows)
+
+    @functools.cached_property
+    def can_generate(self) -> bool:
+        """Whether weights laid out for generation take no more room than training does.
+
+        They do where a pipeline's stages do not divide the layers' dims, so that none is split.
+        """
+        layout = self.layout.generating(self.run.model)
+        able = bytes_held(layout.placed(self.steps.abstract.params)) <= bytes_held(
+            self.steps.abstract
+        )
+        if not able:
+            log.warning(
+                "no samples: weights of whole layers would not fit beside the training state"
+            )
+        return able
 
     def model(self, params: nnx.State) -> Any:
         model = nnx.merge(self.steps.graphdef, params)
