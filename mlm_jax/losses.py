@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.order import in_order
@@ -115,7 +116,7 @@ def over_chunks(
     Both gradients are formed in the forward pass, where a chunk's logits are at hand: nothing else
     is kept, and nothing computed twice.
     """
-    add = lambda total, chunk: (jax.tree.map(jnp.add, total, f(w, *chunk)), None)  # noqa: E731
+    add = lambda total, chunk: (optax.tree.add(total, f(w, *chunk)), None)  # noqa: E731
     zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2)
     return jax.lax.scan(add, zeros, (h, targets, weights))[0]
 
@@ -127,7 +128,7 @@ def _over_chunks_fwd(f: Callable[..., Nats], w: jax.Array, *stacked: jax.Array) 
 
     def add(total: Any, chunk: Any) -> Any:
         (_, nats), (dw, dh) = jax.value_and_grad(objective, (0, 1), has_aux=True)(w, *chunk)
-        return jax.tree.map(jnp.add, total, (nats, dw.astype(wide(dw.dtype)))), dh
+        return optax.tree.add(total, (nats, dw.astype(wide(dw.dtype)))), dh
 
     zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2), jnp.zeros(w.shape, wide(w.dtype))
     (nats, dw), dh = jax.lax.scan(add, zeros, stacked)

@@ -130,7 +130,7 @@ def loss_and_grads(
             (_, (loss, seen)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
             return (loss, here.constrain_gradients(grads)), seen
 
-        add = lambda a, b: (added(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
+        add = lambda a, b: (optax.tree.add(a[0], b[0]), both(a[1], b[1]))  # noqa: E731
         return over_microbatches(of_microbatch, batch, n, here, add)
 
     if layout.mesh.shape["pp"] > 1:
@@ -161,13 +161,9 @@ def eval_step(
     return total, batch["weights"].sum()
 
 
-def added(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
-
-
 def over_microbatches(
     f: Callable[[Batch], Any], batch: Batch, n: int, layout: Layout,
-    add: Callable[[Any, Any], Any] = added,
+    add: Callable[[Any, Any], Any] = optax.tree.add,
 ) -> Any:  # fmt: skip
     """Sum of f(microbatch) over n microbatches, one after the other, beginning with zeros."""
     if n == 1:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
@@ -148,7 +149,7 @@ class Device:
                 more = at(of_queries, half.query)
                 d, *kv = gradients(self.formula, sight, cut, *of, *more)
                 dq = put(dq, half.query, at(dq, half.query) + d)
-                found = put(found, half.key, plus(at(found, half.key), tuple(kv)))
+                found = put(found, half.key, optax.tree.add(at(found, half.key), tuple(kv)))
             return dq, found
 
         zeros = jnp.zeros(self.q.shape, lse.dtype)
@@ -180,19 +181,19 @@ def ring(n: int, own: Visitor, work: Work, state: State) -> tuple[State, Any]:
         visitor, state, away = carry
         following = sent(visitor)
         state, found = work(visitor, (me - number) % n, state)
-        return (following, state, plus(sent(away), found)), None
+        return (following, state, optax.tree.add(sent(away), found)), None
 
     visitor = sent(own)
     state, at_home = work(own, me, state, at_home=True)
     if n == 2:
         state, away = work(visitor, (me - 1) % n, state)
-        return state, plus(at_home, sent(away))
+        return state, optax.tree.add(at_home, sent(away))
     following = sent(visitor)
     state, away = work(visitor, (me - 1) % n, state)
     carry = following, state, away
     visitor, state, away = jax.lax.scan(step, carry, jnp.arange(2, n - 1))[0]
     state, found = work(visitor, (me - (n - 1)) % n, state)
-    return state, plus(at_home, sent(plus(sent(away), found)))
+    return state, optax.tree.add(at_home, sent(optax.tree.add(sent(away), found)))
 
 
 def gathered(n: int, own: Visitor, work: Work, state: State) -> tuple[State, Any]:
@@ -214,10 +215,6 @@ def gathered(n: int, own: Visitor, work: Work, state: State) -> tuple[State, Any
 
 
 EXCHANGES = {"ring": ring, "all_gather": gathered}
-
-
-def plus(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
 
 
 def halves(x: Any, dim: int) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec as P
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -170,7 +171,7 @@ class Pipeline:
             def turned(so_far: Tree, d_rest: Tree) -> Any:
                 of = lambda rest, y: self.parts.last(rest, y, micro)  # noqa: E731
                 (_, found), (d, dy) = jax.value_and_grad(of, (0, 1), has_aux=True)(rest, y)
-                return plus(so_far, found), plus(d_rest, d), dy
+                return optax.tree.add(so_far, found), optax.tree.add(d_rest, d), dy
 
             so_far, d_rest, dy = jax.lax.cond(
                 self.is_last(place) & place.valid,
@@ -182,7 +183,7 @@ class Pipeline:
 
             def looked_up(d_rest: Tree) -> Tree:
                 of = lambda rest: self.parts.first(rest, micro).astype(dx.dtype)  # noqa: E731
-                return plus(d_rest, jax.vjp(of, rest)[1](dx)[0])
+                return optax.tree.add(d_rest, jax.vjp(of, rest)[1](dx)[0])
 
             d_rest = jax.lax.cond(
                 self.is_first(place) & place.valid, looked_up, lambda d_rest: d_rest, d_rest
@@ -206,10 +207,6 @@ class Pipeline:
             )[0]
         sums, *grads = carry[3]
         return sums, tuple(grads)
-
-
-def plus(a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(jnp.add, a, b)
 
 
 SCHEDULES = {
