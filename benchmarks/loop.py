@@ -19,7 +19,8 @@ import jax
 import mlm_jax.loop
 from mlm_jax.commands import parse
 from mlm_jax.config import RunConfig
-from mlm_jax.data.pipeline import open_data, place
+from mlm_jax.data.pipeline import open_data
+from mlm_jax.data.placement import Feed
 from mlm_jax.door import load_config
 from mlm_jax.host import keep_freed_memory
 from mlm_jax.layout import Layout
@@ -59,7 +60,7 @@ def compile_seconds(run: RunConfig) -> tuple[float, float]:
     """Seconds to trace and lower, and to compile."""
     layout = Layout.from_config(run)
     steps = make_steps(run, layout)
-    batch = place(open_data(run).train.batch(0), layout)
+    batch = Feed(open_data(run).train, layout).batch(0)
     begun = time.perf_counter()
     lowered = steps.train.lower(steps.abstract, batch)
     traced = time.perf_counter()
