@@ -4,10 +4,10 @@ The program is an island of `shard_map` that splits pp, dp and cp by itself and 
 to XLA. All devices run the same ticks: in each, a stage computes on what the stage before it sent
 in the last one. Differentiation happens inside, and gradients are summed over dp and cp once.
 
-p stages of v chunks each make P = p v virtual stages; chunk c of stage i is virtual stage c p + i.
-m microbatches go through in groups of p, each group through a stage's chunks in order: operation k
-of a stage is microbatch g p + r mod p in chunk r div p, where g, r = divmod(k, P). At tick t stage
-i is at forward operation t - i. So a result is used in the tick after it was sent, and a stage has
+p stages of v chunks each make p v virtual stages; chunk c of stage i is virtual stage c p + i. m
+microbatches go through in groups of p, each group through a stage's chunks in order: operation k of
+a stage is microbatch g p + r mod p in chunk r div p, where g, r = divmod(k, p v). At tick t stage i
+is at forward operation t - i. So a result is used in the tick after it was sent, and a stage has
 nothing to do in p - 1 of m v + p - 1 ticks: a bubble of (p - 1) / (v m) (Narayanan et al. 2021).
 
 gpipe      v = 1, all forward operations and then JAX's own derivative of them (Huang et al. 2019)
@@ -23,14 +23,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
+from mlm_jax.models.chunks import to_blocks, to_chunks
 
 AXES = ("pp", "dp", "cp")  # what the island splits by itself
 Tree = Any
@@ -257,63 +255,3 @@ def _shard_map(island: Callable[..., Any], layout: Layout, micros: Tree, out: An
         island, mesh=layout.mesh, in_specs=(P(), P("pp"), own), out_specs=out,
         axis_names=set(AXES), check_vma=False,
     )  # fmt: skip
-
-
-def to_chunks(blocks: Tree, layout: Layout) -> Tree:
-    """This stage's chunks [v, L / p v, ...] of the layers [L / p, ...] that it stores.
-
-    A device stores layers in a row, as every layout does; with v > 1 they are not all those it
-    works on. So weights go round once before a step, and their gradients after it.
-    """
-    v = layout.chunks
-    parts = jax.tree.map(lambda w: w.reshape(v, -1, *w.shape[1:]), blocks)
-    return parts if v == 1 else _exchanged(parts, exchanges(layout.mesh.shape["pp"], v))
-
-
-def to_blocks(chunks: Tree, layout: Layout) -> Tree:
-    """The inverse of `to_chunks`."""
-    p, v = layout.mesh.shape["pp"], layout.chunks
-    if v > 1:
-        back = [[(b, to, a, at) for a, at, b, to in moves] for moves in exchanges(p, v)]
-        chunks = _exchanged(chunks, back)
-    return jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), chunks)
-
-
-Move = tuple[int, int, int, int]  # from a device's part, to another's part
-
-
-def exchanges(p: int, v: int) -> list[list[Move]]:
-    """v rounds that bring virtual stage s from device s // v, which stores it, to s mod p.
-
-    In each, every device sends one part and receives one: a permutation. A graph whose nodes all
-    have v edges falls into v perfect matchings (König 1916).
-    """
-    left = list(range(p * v))
-    rounds = []
-    for _ in range(v):
-        edges = {(s // v, s % p): s for s in left}
-        graph = csr_array((np.ones(len(edges)), np.array(list(edges)).T), shape=(p, p))
-        workers = maximum_bipartite_matching(graph, perm_type="column")
-        moved = [edges[stored, int(worker)] for stored, worker in enumerate(workers)]
-        rounds.append([(s // v, s % v, s % p, s // p) for s in moved])
-        left = [s for s in left if s not in moved]
-    return rounds
-
-
-def _exchanged(parts: Tree, rounds: list[list[Move]]) -> Tree:
-    """Every part [v, ...] of a tree after these moves between devices."""
-    device = jax.lax.axis_index("pp")
-
-    def exchanged(x: jax.Array) -> jax.Array:
-        new = jnp.zeros_like(x)
-        for moves in rounds:
-            take, put = np.zeros((2, len(moves)), int)
-            for a, at, b, to in moves:
-                take[a], put[b] = at, to
-            came = jax.lax.ppermute(
-                x[jnp.asarray(take)[device]], "pp", [(a, b) for a, _, b, _ in moves]
-            )
-            new = new.at[jnp.asarray(put)[device]].set(came)
-        return new
-
-    return jax.tree.map(exchanged, parts)

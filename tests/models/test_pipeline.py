@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlm_jax.layout import Layout
-from mlm_jax.models.pipeline import Parts, exchanges, pipelined_grads, pipelined_sums
+from mlm_jax.models.chunks import exchanges
+from mlm_jax.models.pipeline import Parts, pipelined_grads, pipelined_sums
 from mlm_jax.step import make_steps
 from tests.collectives import collectives
 from tests.conftest import place, tiny_batch, tiny_layout, tiny_run
