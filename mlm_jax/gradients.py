@@ -15,10 +15,12 @@ def added_up_once(layout: Layout, microbatches: int) -> bool:
     """Whether gradients are summed over dp after the last microbatch, and not after each.
 
     XLA, left to itself, does it after each. ZeRO-2 wants that: no device keeps a whole gradient.
+    So does a rule by hand that has dp split weights.
     """
     sizes = layout.mesh.shape
     alone = sizes["pp"] == sizes["cp"] == 1  # these have shard_maps of their own
-    return microbatches > 1 and sizes["dp"] > 1 and layout.zero < 2 and alone
+    batches_alone = [dim for dim in layout.rules if "dp" in layout.axes(dim)] == ["batch"]
+    return microbatches > 1 and batches_alone and layout.zero < 2 and alone
 
 
 def over_dp(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:

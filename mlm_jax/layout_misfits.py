@@ -1,4 +1,4 @@
-"""What a layout cannot be, or does not fit, each with values that would work: they are tried first.
+"""What a layout does not fit, each with values that would work: they are tried first.
 
 A size has to divide by the mesh axes that split it. Where it does not, other values of the setting
 behind it, and other sizes of these axes, are taken in turn as if they had been set; those that
@@ -6,24 +6,20 @@ leave no misfit of this kind, and bring none of another, are what a message name
 """
 
 import dataclasses
-import difflib
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax.sharding import AbstractMesh
 
 from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import ModelConfig, RunConfig, TrainConfig
-from mlm_jax.errors import LayoutError
-from mlm_jax.mesh import MESH_AXES, shown_sizes
+from mlm_jax.layout_rules import either
 from mlm_jax.misfits import misfits
 
 if TYPE_CHECKING:
     from mlm_jax.layout import Layout
 
-NOT_YET = {"ep": "expert"}
 SETTINGS = {  # what a dim is, for messages; and the setting that changes it
     "layer": ("model.n_layers", "n_layers"), "embed": ("model.d_model", "d_model"),
     "heads": ("model.n_heads", "n_heads"), "kv_heads": ("model.n_kv_heads", "n_kv_heads"),
@@ -35,83 +31,6 @@ SETTINGS = {  # what a dim is, for messages; and the setting that changes it
     "batch": ("train.global_batch_size / train.accumulate", None),
 }  # fmt: skip
 STEPS = 64  # multiples tried on either side
-
-
-def refuse(what: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise LayoutError(f"{what}:\n  " + "\n  ".join(problems))
-
-
-def bad_sizes(sizes: Mapping[str, int], count: int) -> list[str]:
-    """Sizes of axes that are none, or do not make up the devices."""
-    if wrong := [f"layout.{a}={n!r} must be at least 1" for a, n in sizes.items() if not n >= 1]:
-        return wrong
-    problems = [
-        f"layout.{axis}={sizes[axis]}: {name} parallelism is not built yet; try {axis}=1"
-        for axis, name in NOT_YET.items()
-        if sizes[axis] > 1
-    ]
-    if (used := math.prod(sizes.values())) != count:
-        others = used // sizes["dp"]
-        fit = f"dp={count // others}" if count % others == 0 else f"sizes whose product is {count}"
-        problems.append(f"{shown_sizes(sizes)} is {used} devices, and there are {count}; try {fit}")
-    return problems
-
-
-def idle_settings(
-    sizes: Mapping[str, int], sequence_parallel: bool, zero: int, pipeline: str | None,
-    chunks: int | None, cp_attention: str | None,
-) -> list[str]:  # fmt: skip
-    """Settings that would do nothing, or contradict each other."""
-
-    def idle(key: str, value: Any, axis: str) -> tuple[bool, str]:
-        wrong = sizes[axis] == 1 and value not in (None, False, 0)
-        return wrong, f"layout.{key}={value!r} does nothing with layout.{axis}=1; leave it out"
-
-    checks = [
-        idle("sequence_parallel", sequence_parallel, "tp"),
-        (zero == 3, "layout.zero=3: weights are split by layout.fsdp; try layout.preset='zero3'"),
-        (zero not in (0, 1, 2, 3), f"layout.zero={zero!r} is no stage of ZeRO; try 0, 1 or 2"),
-        idle("zero", zero if zero in (1, 2) else None, "dp"),
-        idle("pipeline", pipeline, "pp"),
-        idle("chunks", chunks, "pp"),
-        (sizes["pp"] > 1 and pipeline == "gpipe" and (chunks or 1) > 1,
-         f"layout.pipeline='gpipe' has one chunk a stage, not layout.chunks={chunks}; try"
-         " circular"),
-        (sizes["pp"] > 1 and pipeline == "circular" and chunks == 1,
-         "layout.pipeline='circular' with layout.chunks=1 is gpipe; try chunks 2"),
-        idle("cp_attention", cp_attention, "cp"),
-    ]  # fmt: skip
-    return [message for wrong, message in checks if wrong]
-
-
-def bad_rules(
-    table: Mapping[str, tuple[str, ...]], weights: Sequence, known: Iterable[str]
-) -> list[str]:
-    """Rows of a table, and dims of weights, that name what there is not."""
-    dims = {*known, *(dim for _, own in weights for dim in own)}
-    problems = []
-    for dim, axes in table.items():
-        if dim not in dims:
-            near = difflib.get_close_matches(dim, dims, n=1) or sorted(known)
-            problems.append(f"layout.rules: no array has a dim {dim!r}; try {either(near)}")
-        problems += [
-            f"layout.rules: {dim}={a!r} is no mesh axis; try {either(MESH_AXES)}"
-            for a in axes
-            if a not in MESH_AXES
-        ]
-    for regex, _ in weights:
-        try:
-            re.compile(regex)
-        except re.error as why:
-            problems.append(f"layout.weights: {regex!r} is no regular expression: {why}")
-    problems += [
-        f"layout.weights: {regex}={dim!r} has no rule; try {either(table)}"
-        for regex, own in weights
-        for dim in own
-        if dim not in table
-    ]
-    return problems
 
 
 class Case(NamedTuple):
@@ -168,11 +87,6 @@ def run_misfits(layout: "Layout", run: RunConfig) -> list[str]:
         found.append(
             f"train.batch_schedule has batches of {either(wrong)} sequences, which do not divide by"
             f" {' * '.join(f'layout.{a}' for a in axes)} = {ways}; give it sizes that do"
-        )
-    if run.watch.activations and layout.mesh.shape["pp"] > 1:
-        found.append(
-            "watch.activations=True does not see inside of pipeline stages; leave it out, or set"
-            " layout.pp=1"
         )
     return found
 
@@ -304,8 +218,3 @@ def nearest(n: int) -> list[int]:
 
 def near_multiples(n: int, unit: int) -> list[int]:
     return sorted({n // unit * unit, -(-n // unit) * unit} - {0})
-
-
-def either(values: Iterable[Any]) -> str:
-    *most, last = [str(v) for v in values]
-    return f"{', '.join(most)} or {last}" if most else last

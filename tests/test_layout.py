@@ -121,6 +121,69 @@ def test_what_cannot_be_is_refused(settings, says):
     assert all(words in str(refused.value) for words in says), refused.value
 
 
+CLASHES = [  # sizes, rules set by hand, what is said of which row
+    ({"dp": 4, "tp": 2}, {"heads": ("tp", "dp")},
+     ["heads=tp,dp shares activations with batch=dp,fsdp,ep, and an axis", "try heads=tp"]),
+    ({"dp": 4, "tp": 2}, {"batch": ("dp", "tp")},
+     ["batch=dp,tp shares activations with heads=tp and kv_heads=tp and mlp=tp and vocab=tp,",
+      "try batch=dp"]),
+    ({"dp": 4, "tp": 2}, {"mlp": ("tp", "tp")}, ["mlp=tp,tp names tp twice; try mlp=tp"]),
+    ({"dp": 4, "cp": 2}, {"residual_seq": ()},
+     ["residual_seq= does not begin with seq=cp", "try residual_seq=cp"]),
+    ({"pp": 2, "dp": 4}, {"layer": ()}, ["layer= does not go with layout.pp=2", "try layer=pp"]),
+    ({"pp": 2, "fsdp": 4}, {"layer": ("pp", "fsdp")}, ["layer=pp,fsdp does", "try layer=pp"]),
+    ({"pp": 2, "fsdp": 4}, {"mlp": ("tp", "pp")}, ["mlp=tp,pp does not go", "try mlp=tp"]),
+    ({"pp": 2, "dp": 4}, {"embed": ("fsdp", "dp")}, ["embed=fsdp,dp does", "try embed=fsdp"]),
+    ({"pp": 2, "dp": 4}, {"batch": ("fsdp",)}, ["batch=fsdp does not", "try batch=dp,fsdp"]),
+    ({"pp": 2, "dp": 2, "cp": 2}, {"seq": (), "residual_seq": ()},
+     ["seq= does not go with layout.pp=2", "try seq=cp", "try residual_seq=cp"]),
+    ({"pp": 4, "cp": 2}, {"seq": (), "residual_seq": (), "batch": ("dp", "cp")},
+     ["batch=dp,cp does not go with layout.pp=4", "try batch=dp", "try seq=cp"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "rules", "says"), CLASHES, ids=lambda x: str(x)[:40])
+def test_rules_that_cannot_be_together_are_refused_with_rows_that_can(sizes, rules, says):
+    with pytest.raises(LayoutError) as refused:
+        Layout.create(8, **sizes, rules=rules)
+    lines = str(refused.value).splitlines()[1:]
+    assert all(words in str(refused.value) for words in says), refused.value
+    tried = dict(line.rpartition("; try ")[2].split("=") for line in lines)
+    assert tried.keys() <= rules.keys()
+    rows = {dim: tuple(filter(None, axes.split(","))) for dim, axes in tried.items()}
+    Layout.create(8, **sizes, rules=rules | rows)  # all that is said at once works
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"),
+    [
+        ({"pp": 2, "tp": 4}, {"vocab_in": ("tp", "fsdp", "pp"), "position": ("fsdp", "pp")}),
+        ({"pp": 2, "cp": 4}, {"embed": ("fsdp", "cp")}),
+        ({"pp": 2, "dp": 2, "fsdp": 2}, {"batch": ("fsdp", "dp")}),
+        ({"pp": 1, "dp": 8}, {"batch": (), "mlp": ("tp", "dp")}),
+        ({"dp": 8}, {"seq": (), "heads": ("tp", "pp"), "layer": ("fsdp",)}),
+    ],
+    ids=str,
+)
+def test_other_rules_by_hand_are_taken(sizes, rules):
+    layout = Layout.create(8, **sizes, rules=rules)
+    assert {dim: layout.rules[dim] for dim in rules} == rules
+
+
+def test_only_what_pp_splits_into_chunks_and_cp_into_parts_has_to_divide_by_them():
+    by_hand = {"vocab_in": ("tp", "fsdp", "pp")}
+    run = tiny_run(
+        model={"n_layers": 6, "vocab_size": 128},
+        train={"accumulate": 4},
+        layout={"pp": 2, "chunks": 3, "rules": by_hand},
+    )
+    assert Layout.from_config(run, 2).factors("vocab_in") == [("layout.pp", 2)]
+    rows = Layout.create(2, cp=2, rules={"batch": ("cp",), "seq": (), "residual_seq": ()})
+    assert rows.factors("batch") == [("layout.cp", 2)]
+    short = tiny_run(model={"seq_len": 12}, layout={"cp": 2, "tp": 2, "sequence_parallel": True})
+    assert Layout.from_config(short, 4).ways("residual_seq") == 4
+
+
 def test_every_misfit_is_in_one_message():
     run = tiny_run(
         model={"n_heads": 6, "n_kv_heads": 3, "d_model": 66, "d_mlp": 99, "seq_len": 31},
@@ -313,7 +376,8 @@ def test_key_value_heads_are_replicated_where_tp_is_a_multiple_of_them():
     assert layout.axes("kv_heads") == ()
     assert layout.axes("heads") == ("tp",)
     assert explained(layout, cfg)["blocks.attention.k"]["rule"] == "replicated"
-    by_hand = Layout.create(dp=2, tp=4, rules={"kv_heads": ("dp",)})  # a row set by hand stays
+    # a row set by hand stays
+    by_hand = Layout.create(dp=2, tp=4, rules={"kv_heads": ("dp",), "batch": ()})
     assert by_hand.fit(cfg).axes("kv_heads") == ("dp",)
 
 
@@ -322,6 +386,11 @@ def test_a_table_that_does_not_divide_by_tp_times_fsdp_is_split_both_ways():
     rows = explained(Layout.create(24, fsdp=6, tp=4).fit(cfg), cfg)
     assert rows["embedding.tokens"]["spec"] == P("tp", "fsdp")  # 128 rows, 24 shards
     assert rows["embedding.positions"]["spec"] == P(None, None)  # 32 positions, 6 shards
+    by_hand = Layout.create(24, fsdp=6, tp=4, rules={"vocab_in": ("tp",)}).fit(cfg)
+    assert explained(by_hand, cfg)["embedding.tokens"]["spec"] == P("tp", None)
+    by_hand = Layout.create(24, fsdp=6, tp=4, rules={"vocab_in": ("fsdp",)})
+    with pytest.raises(LayoutError, match=r"vocab_size \(padded\) = 128 .* layout.fsdp = 6; try"):
+        by_hand.fit(cfg)
 
 
 @pytest.mark.smoke
