@@ -27,7 +27,7 @@ from mlm_jax.layout_rules import (
     idle_settings,
     refuse,
 )
-from mlm_jax.mesh import IMAGINED_NODE, MESH_AXES, make_mesh, nodes, resolve, shown_sizes
+from mlm_jax.mesh import MESH_AXES, make_mesh, node_size, resolve, shown_sizes
 
 # Which mesh axes split which dim. tp splits what a block computes inside, fsdp of each weight the
 # dim that comes first. Weights that write to the residual stream, and the embedding table, have
@@ -112,8 +112,7 @@ class Layout:
         """The layout that run.layout asks for, fitted to the model and, in training, the batch."""
         devices = jax.devices() if devices is None else devices
         count = devices if isinstance(devices, int) else len(devices)
-        node = IMAGINED_NODE if isinstance(devices, int) else len(nodes(devices)[0])
-        wanted = resolve(run.layout, count, node)
+        wanted = resolve(run.layout, count, node_size(run.layout, devices))
         if run.layout.preset == "single" and math.prod(wanted[a] for a in MESH_AXES) == 1:
             devices = 1 if isinstance(devices, int) else devices[:1]
         if not training:

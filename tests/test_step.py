@@ -151,7 +151,7 @@ def test_unusual_splits_train_as_one_device(sections, layout):
     ):
         steps = make_steps(run, made)
         _, metrics = steps.train(steps.init(), place(tiny_batch(run), made))
-        seen.append((metrics["loss"], metrics["grad_norm"]))
+        seen.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     assert seen[1] == pytest.approx(seen[0], rel=1e-6)
 
 
