@@ -218,18 +218,25 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
      "model.vocab_size (padded) = 512 does not divide by layout.tp = 3; try vocab_size 384 or 768"),
     ({"layout": {"dp": 2, "fsdp": 4}, "train": {"global_batch_size": 16, "accumulate": 4}}, 8,
      "train.global_batch_size / train.accumulate = 4 does not divide by layout.dp * layout.fsdp ="
-     " 8; try accumulate 2 or 1, or global_batch_size 32"),
+     " 8; try accumulate 2 or 1, or global_batch_size 32 or 64"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {"accumulate": 2}}, 4,
-     "train.accumulate = 2 makes 2 microbatches of 32 sequences, and a pipeline needs layout.pp ="
-     " 4 at least; try accumulate 4, 8 or 16"),
+     "train.accumulate = 2 does not fill a pipeline, which needs at least layout.pp = 4"
+     " microbatches; try accumulate 4 or 8, or pp 2 (dp 2)"),
     ({"model": {"n_layers": 8}, "layout": {"pp": 4, "chunks": 2},
       "train": {"global_batch_size": 36, "accumulate": 6}}, 4,
-     "train.accumulate = 6 makes 6 microbatches of 36 sequences, and a pipeline needs a multiple of"
-     " layout.pp = 4; try accumulate 4, 12 or 36"),
+     "train.accumulate = 6 does not fill a pipeline, which needs a multiple of layout.pp = 4"
+     " microbatches; try accumulate 4 or 12, or pp 2 (dp 2), or chunks 1"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4},
       "train": {"global_batch_size": 3, "accumulate": 3}}, 4,
-     "train.accumulate = 3 makes 3 microbatches of 3 sequences, and a pipeline needs layout.pp = 4"
-     " at least; try accumulate 4 and global_batch_size 4"),
+     "train.accumulate = 3 does not fill a pipeline, which needs at least layout.pp = 4"
+     " microbatches; try accumulate 4 (global_batch_size 4) or 5 (global_batch_size 5)"),
+    ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {
+        "accumulate": 4, "batch_schedule": "0:8 1K:32", "steps": 100}}, 8,
+     "train.batch_schedule = '0:8 1K:32' has batches of 8 sequences, and a pipeline needs at least"
+     " layout.pp = 4 microbatches of 8 = 32; try accumulate 16, or such batches"),
+    ({"layout": {"dp": 8}, "train": {"batch_schedule": "0:4 1K:32", "steps": 20}}, 8,
+     "train.batch_schedule = '0:4 1K:32' has batches of 4 sequences, which do not divide by"
+     " layout.dp = 8; try such batches"),
 ]  # fmt: skip
 
 
@@ -237,7 +244,8 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
 def test_what_does_not_divide_is_refused_with_values_that_work(settings, devices, says):
     lines = refused(tiny_run(**settings), devices)
     assert "  " + says in lines
-    assert all(mended(settings, devices, line) for line in lines[1:])
+    for line in lines[1:]:
+        assert_mends(settings, devices, line)
 
 
 def refused(run, devices):
@@ -247,29 +255,47 @@ def refused(run, devices):
 
 
 def hints(line):
-    """[{setting: value}] of 'setting = 6 does not ..; try n_heads 4 or 8, or tp 2 (dp 4) or 1'."""
+    """[{setting: value}] of 'setting = 6 does not ..; try n_heads 4 or 8, or tp 2 (dp 4) or 1'.
+
+    Of a schedule, {"batch_schedule": the least size}.
+    """
     found = []
-    for group in re.split(r", or (?=[a-z])", line.partition("; try ")[2]):
-        if " and global_batch_size" in group:
-            found.append({k: int(n) for k, n in re.findall(r"(\w+) (\d+)", group)})
+    complaint, _, tries = line.partition("; try ")
+    for group in re.split(r", or (?=[a-z])", tries):
+        if group == "such batches":
+            found.append({"batch_schedule": int(re.search(r"= (\d+)$", complaint)[1])})
             continue
+        assert re.fullmatch(r"\w+ \d+( \(\w+ \d+\))?( or \d+( \(\w+ \d+\))?)?", group), line
         key = group.split()[0]
-        for n, dp in re.findall(r"(?:^\w+ |, | or )(\d+)(?: \(dp (\d+)\))?", group):
-            found.append({key: int(n)} | ({"dp": int(dp)} if dp else {}))
+        for n, also, value in re.findall(r" (\d+)(?: \((\w+) (\d+)\))?(?= or|$)", group):
+            found.append({key: int(n)} | ({also: int(value)} if also else {}))
+    assert found
     return found
 
 
-SECTIONS = {"accumulate": "train", "global_batch_size": "train"} | dict.fromkeys(
-    (*MESH_AXES, "chunks"), "layout"
-)
+SECTIONS = {"accumulate": "train", "global_batch_size": "train", "batch_schedule": "train"}
+SECTIONS |= dict.fromkeys((*MESH_AXES, "chunks"), "layout")
 
 
-def mended(settings, devices, line):
-    """Whether every value that a line names takes away that line, and adds none."""
+def raised(schedule, unit, line):
+    """Each of its batches that a line names as large as the next multiple of unit."""
+    named = re.search(r"has batches of (.*) sequences,", line)[1]
+
+    def larger(size):
+        n = int(size[1])
+        return f":{-(-n // unit) * unit if str(n) in re.split(', | or ', named) else n}"
+
+    return re.sub(r":(\d+)", larger, schedule)
+
+
+def assert_mends(settings, devices, line):
+    """Every value that a line names takes away that line, and adds none."""
     before = refused(tiny_run(**settings), devices)
     subjects = {text.split(" = ")[0] for text in before[1:]}
     for hint in hints(line):
         new = {section: dict(values) for section, values in settings.items()}
+        if unit := hint.get("batch_schedule"):
+            hint = {"batch_schedule": raised(settings["train"]["batch_schedule"], unit, line)}
         for key, value in hint.items():
             new.setdefault(SECTIONS.get(key, "model"), {})[key] = value
         try:
@@ -278,7 +304,6 @@ def mended(settings, devices, line):
         except LayoutError as why:
             left = {text.split(" = ")[0] for text in str(why).splitlines()[1:]}
         assert left <= subjects - {line.split(" = ")[0]}, (line, hint, left)
-    return hints(line) != []
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -303,13 +328,23 @@ def test_values_that_a_message_names_work(data):
     if axes["pp"] > 1:
         axes["chunks"] = size(1, 2, 3)
     axes["dp"] = size(1, 2, 4)
+    if axes["tp"] > 1:
+        axes["sequence_parallel"] = size(False, True)
+    if axes["dp"] > 1:
+        axes["zero"] = size(0, 1)
+    smaller = [n for n in (2, 4, 8, 16) if n < batch]
+    micro = batch // wanted["train"]["accumulate"]
+    wanted["train"]["batch_schedule"] = size(
+        None, *(f"0:{n} 1K:{batch}" for n in smaller if n <= micro or n % micro == 0)
+    )
+    wanted["train"]["steps"] = 1000
     devices = math.prod(axes[axis] for axis in MESH_AXES if axis in axes)
     try:
         Layout.from_config(tiny_run(**wanted), devices)
     except LayoutError as why:
         for line in str(why).splitlines()[1:]:
             if "with what goes with it" not in line:
-                mended(wanted, devices, line)
+                assert_mends(wanted, devices, line)
 
 
 @pytest.mark.parametrize(("accumulate", "works"), [(1, True), (2, False)])
@@ -454,10 +489,3 @@ def test_a_layout_for_512_devices_is_explained_without_them():
     assert rows["blocks.mlp.down"]["bytes"] == 4 * 32 * 4096 * 14336 // 512
     whole = sum(row["bytes"] for row in rows.values() if row["rule"] == "replicated")
     assert whole < 2e6  # norms
-
-
-def test_every_batch_of_a_schedule_divides_by_the_data_axes():
-    train = {"global_batch_size": 32, "batch_schedule": "0:4 1K:32", "steps": 20}
-    run = tiny_run(train=train, layout={"dp": 8})
-    with pytest.raises(LayoutError, match=r"batch_schedule has batches of 4 .* layout\.dp = 8"):
-        Layout.from_config(run)
