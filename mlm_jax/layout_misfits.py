@@ -127,15 +127,15 @@ def complaint(case: Case, dim: str) -> str:
     indivisible = f"not divide by {product} = {math.prod(n for _, n in factors)}"
     if dim not in OF_BATCHES:
         return f"{case.sizes[dim]} does {indivisible}"
-    need = f"{'a multiple of' if case.layout.chunks > 1 else 'at least'} layout.pp = {pp}"
+    need, least = ("a multiple of ", "") if case.layout.chunks > 1 else ("", " at least")
+    need = f"a pipeline needs {need}layout.pp = {pp}"
     if dim == "micros":
-        return f"{train.accumulate} does not fill a pipeline, which needs {need} microbatches"
+        return f"{train.accumulate} does not fill the stages: {need}{least}"
     batches = f"{train.batch_schedule!r} has batches of {either(case.wrong_batches())} sequences"
     if pp == 1:
         return f"{batches}, which do {indivisible}"
     return (
-        f"{batches}, and a pipeline needs {need} microbatches of {train.microbatch} ="
-        f" {pp * train.microbatch}"
+        f"{batches}, and {need} microbatches of {train.microbatch} = {pp * train.microbatch}{least}"
     )
 
 
@@ -180,7 +180,7 @@ def accumulations(case: Case) -> Iterator[tuple[str, Case]]:
     train, ways = case.run.train, case.layout.ways("batch")
     size, other = train.global_batch_size, nearest(train.accumulate)
     yield from ((str(n), case.with_train(accumulate=n)) for n in other if size % n == 0)
-    for n in other if train.batch_schedule is None else ():
+    for n in [n for n in other if size % n] if train.batch_schedule is None else []:
         new = nearest(size, n * ways)[0]
         text = f"{n} (global_batch_size {new})"
         yield text, case.with_train(accumulate=n, global_batch_size=new)

@@ -220,20 +220,20 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
      "train.global_batch_size / train.accumulate = 4 does not divide by layout.dp * layout.fsdp ="
      " 8; try accumulate 2 or 1, or global_batch_size 32 or 64"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {"accumulate": 2}}, 4,
-     "train.accumulate = 2 does not fill a pipeline, which needs at least layout.pp = 4"
-     " microbatches; try accumulate 4 or 8, or pp 2 (dp 2)"),
+     "train.accumulate = 2 does not fill the stages: a pipeline needs layout.pp = 4 at least; try"
+     " accumulate 4 or 8, or pp 2 (dp 2)"),
     ({"model": {"n_layers": 8}, "layout": {"pp": 4, "chunks": 2},
       "train": {"global_batch_size": 36, "accumulate": 6}}, 4,
-     "train.accumulate = 6 does not fill a pipeline, which needs a multiple of layout.pp = 4"
-     " microbatches; try accumulate 4 or 12, or pp 2 (dp 2), or chunks 1"),
+     "train.accumulate = 6 does not fill the stages: a pipeline needs a multiple of layout.pp = 4;"
+     " try accumulate 4 or 12, or pp 2 (dp 2), or chunks 1"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4},
       "train": {"global_batch_size": 3, "accumulate": 3}}, 4,
-     "train.accumulate = 3 does not fill a pipeline, which needs at least layout.pp = 4"
-     " microbatches; try accumulate 4 (global_batch_size 4) or 5 (global_batch_size 5)"),
+     "train.accumulate = 3 does not fill the stages: a pipeline needs layout.pp = 4 at least; try"
+     " accumulate 4 (global_batch_size 4) or 5 (global_batch_size 5)"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {
         "accumulate": 4, "batch_schedule": "0:8 1K:32", "steps": 100}}, 8,
-     "train.batch_schedule = '0:8 1K:32' has batches of 8 sequences, and a pipeline needs at least"
-     " layout.pp = 4 microbatches of 8 = 32; try accumulate 16, or such batches"),
+     "train.batch_schedule = '0:8 1K:32' has batches of 8 sequences, and a pipeline needs"
+     " layout.pp = 4 microbatches of 8 = 32 at least; try accumulate 16, or such batches"),
     ({"layout": {"dp": 8}, "train": {"batch_schedule": "0:4 1K:32", "steps": 20}}, 8,
      "train.batch_schedule = '0:4 1K:32' has batches of 4 sequences, which do not divide by"
      " layout.dp = 8; try such batches"),
@@ -263,7 +263,7 @@ def hints(line):
     complaint, _, tries = line.partition("; try ")
     for group in re.split(r", or (?=[a-z])", tries):
         if group == "such batches":
-            found.append({"batch_schedule": int(re.search(r"= (\d+)$", complaint)[1])})
+            found.append({"batch_schedule": int(re.search(r"= (\d+)( at least)?$", complaint)[1])})
             continue
         assert re.fullmatch(r"\w+ \d+( \(\w+ \d+\))?( or \d+( \(\w+ \d+\))?)?", group), line
         key = group.split()[0]
