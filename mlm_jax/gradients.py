@@ -17,11 +17,14 @@ def added_up_once(layout: Layout, microbatches: int) -> bool:
     """Whether gradients are summed over dp and cp after the last microbatch, and not after each.
 
     XLA, left to itself, does it after each. ZeRO-2 wants that: no device keeps a whole gradient.
-    A pipeline has a shard_map of its own.
+    So do rules by hand that have dp split weights, or cp anything but sequences. A pipeline has a
+    shard_map of its own.
     """
-    sizes = layout.mesh.shape
-    split = sizes["dp"] > 1 or layout.context > 1
-    return microbatches > 1 and split and layout.zero < 2 and sizes["pp"] == 1
+    dims = {axis: {d for d in layout.rules if axis in layout.axes(d)} for axis in BATCH_AXES}
+    usual = dims["dp"] <= {"batch"} and dims["cp"] <= {"seq", "residual_seq"}
+    split = layout.mesh.shape["dp"] > 1 or layout.context > 1
+    pipeline = layout.mesh.shape["pp"] > 1
+    return microbatches > 1 and split and usual and layout.zero < 2 and not pipeline
 
 
 def over_parts_of_batch(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:

@@ -18,16 +18,16 @@ from jax.sharding import PartitionSpec as P
 
 from mlm_jax.config import ModelConfig, RunConfig
 from mlm_jax.errors import LayoutError
-from mlm_jax.layout_misfits import (
+from mlm_jax.layout_misfits import model_misfits, run_misfits
+from mlm_jax.layout_rules import (
     bad_rules,
     bad_sizes,
+    clashing_rules,
     either,
     idle_settings,
-    model_misfits,
     refuse,
-    run_misfits,
 )
-from mlm_jax.mesh import IMAGINED_NODE, MESH_AXES, make_mesh, nodes, resolve, shown_sizes
+from mlm_jax.mesh import MESH_AXES, make_mesh, node_size, resolve, shown_sizes
 
 # Which mesh axes split which dim. tp splits what a block computes inside, fsdp of each weight the
 # dim that comes first. Weights that write to the residual stream, and the embedding table, have
@@ -91,11 +91,12 @@ class Layout:
         sizes = {"pp": pp, "dp": dp, "fsdp": fsdp, "ep": ep, "cp": cp, "tp": tp}
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
+        unknown = bad_rules(table, tuple(weights), known=RULES)
         refuse(
             "this layout cannot be made",
             bad_sizes(sizes, count)
             + idle_settings(sizes, sequence_parallel, zero, pipeline, chunks, cp_attention)
-            + bad_rules(table, tuple(weights), known=RULES),
+            + (unknown or clashing_rules(table, sizes, RULES)),
         )
         pipeline = pipeline or "1f1b"
         chunks = chunks or (2 if pipeline == "circular" else 1)
@@ -111,8 +112,7 @@ class Layout:
         """The layout that run.layout asks for, fitted to the model and, in training, the batch."""
         devices = jax.devices() if devices is None else devices
         count = devices if isinstance(devices, int) else len(devices)
-        node = IMAGINED_NODE if isinstance(devices, int) else len(nodes(devices)[0])
-        wanted = resolve(run.layout, count, node)
+        wanted = resolve(run.layout, count, node_size(run.layout, devices))
         if run.layout.preset == "single" and math.prod(wanted[a] for a in MESH_AXES) == 1:
             devices = 1 if isinstance(devices, int) else devices[:1]
         if not training:
@@ -255,18 +255,18 @@ class Layout:
         kv_heads are replicated where tp is a multiple of them; a table of embeddings whose rows do
         not divide by tp * fsdp has fsdp split its columns, or the positions' none.
         """
-        rows, dims = {}, cfg.dims
-        tp, fsdp = self.mesh.shape["tp"], self.mesh.shape["fsdp"]
+        dims = cfg.dims
+        by_hand = {dim for dim, axes in RULES.items() if self.rules[dim] != axes}
+        rows: dict[str, tuple[str, ...]] = {}
+        tp = self.mesh.shape["tp"]
         if dims["kv_heads"] % tp and tp % dims["kv_heads"] == 0 and dims["heads"] % tp == 0:
             rows["kv_heads"] = ()
-        if dims["vocab_in"] % (tp * fsdp):
+        if dims["vocab_in"] % self.ways("vocab_in") and not by_hand & {"vocab_in", "vocab_embed"}:
             rows |= {"vocab_in": ("tp",), "vocab_embed": ("fsdp",)}
-        if cfg.seq_len % fsdp:
+        if cfg.seq_len % self.ways("position"):
             rows["position"] = ()
-        own = {dim for dim in rows if self.rules[dim] != RULES[dim]}  # a row set by hand stays
-        return dataclasses.replace(
-            self, rules=dict(self.rules) | {d: axes for d, axes in rows.items() if d not in own}
-        )
+        rows = {dim: axes for dim, axes in rows.items() if dim not in by_hand}
+        return dataclasses.replace(self, rules=dict(self.rules) | rows)
 
     def generating(self, cfg: ModelConfig) -> "Layout":
         """This layout for generation, which adds a token a turn: no sequence is split, cp idles.
@@ -284,10 +284,12 @@ class Layout:
 
     def factors(self, dim: str) -> list[tuple[str, int]]:
         """What a size must divide by, named: mesh axes, and the parts that schedules make."""
-        axes = self.axes(dim)
-        more = {"pp": ("layout.chunks", self.chunks), "cp": ("2 of zigzag", 2)}
-        factors = [(f"layout.{a}", self.mesh.shape[a]) for a in axes]
-        return factors + [more[a] for a in axes if a in more and more[a][1] > 1]
+        factors = [(f"layout.{a}", self.mesh.shape[a]) for a in self.axes(dim)]
+        if dim == "layer" and self.chunks > 1:
+            factors.append(("layout.chunks", self.chunks))
+        if dim == "seq" and self.context > 1:
+            factors.append(("2 of zigzag", 2))
+        return factors
 
     def explain(self, params: nnx.State) -> list[dict]:
         """One row a weight: path, shape, dims, the rules that fired, spec, bytes a device holds."""

@@ -1,30 +1,27 @@
-"""What a layout cannot be, or does not fit, each with values that would work: they are tried first.
+"""What a layout does not fit, each with values that would work: they are tried first.
 
-A size has to divide by the mesh axes that split it. Where it does not, other values of the setting
-behind it, and other sizes of these axes, are taken in turn as if they had been set; those that
-leave no misfit of this kind, and bring none of another, are what a message names.
+A size has to divide by the mesh axes that split it, and a batch has to fill a pipeline. Where one
+does not, other values of the settings behind it are taken in turn, the nearest first, as if they
+had been set. Those that take away this misfit, and bring no other refusal, a message names.
 """
 
 import dataclasses
-import difflib
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax.sharding import AbstractMesh
 
 from mlm_jax.batch_sizes import BatchSizes
 from mlm_jax.config import ModelConfig, RunConfig, TrainConfig
-from mlm_jax.errors import LayoutError
-from mlm_jax.mesh import MESH_AXES, shown_sizes
+from mlm_jax.layout_rules import clashing_rules, either, idle_settings
 from mlm_jax.misfits import misfits
 
 if TYPE_CHECKING:
     from mlm_jax.layout import Layout
 
-NOT_YET = {"ep": "expert"}
-SETTINGS = {  # what a dim is, for messages; and the setting that changes it
+SETTINGS = {  # what a dim is, for messages; and the setting of the model that changes it
     "layer": ("model.n_layers", "n_layers"), "embed": ("model.d_model", "d_model"),
     "heads": ("model.n_heads", "n_heads"), "kv_heads": ("model.n_kv_heads", "n_kv_heads"),
     "attn_inner": ("model.n_heads * model.head_dim", "head_dim"),
@@ -33,85 +30,12 @@ SETTINGS = {  # what a dim is, for messages; and the setting that changes it
     "vocab": ("model.vocab_size (padded)", "vocab_size"),
     "vocab_in": ("model.vocab_size (padded)", "vocab_size"),
     "batch": ("train.global_batch_size / train.accumulate", None),
+    # no dims of arrays: microbatches of a batch, and batches of a schedule
+    "micros": ("train.accumulate", None), "batches": ("train.batch_schedule", None),
 }  # fmt: skip
-STEPS = 64  # multiples tried on either side
-
-
-def refuse(what: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise LayoutError(f"{what}:\n  " + "\n  ".join(problems))
-
-
-def bad_sizes(sizes: Mapping[str, int], count: int) -> list[str]:
-    """Sizes of axes that are none, or do not make up the devices."""
-    if wrong := [f"layout.{a}={n!r} must be at least 1" for a, n in sizes.items() if not n >= 1]:
-        return wrong
-    problems = [
-        f"layout.{axis}={sizes[axis]}: {name} parallelism is not built yet; try {axis}=1"
-        for axis, name in NOT_YET.items()
-        if sizes[axis] > 1
-    ]
-    if (used := math.prod(sizes.values())) != count:
-        others = used // sizes["dp"]
-        fit = f"dp={count // others}" if count % others == 0 else f"sizes whose product is {count}"
-        problems.append(f"{shown_sizes(sizes)} is {used} devices, and there are {count}; try {fit}")
-    return problems
-
-
-def idle_settings(
-    sizes: Mapping[str, int], sequence_parallel: bool, zero: int, pipeline: str | None,
-    chunks: int | None, cp_attention: str | None,
-) -> list[str]:  # fmt: skip
-    """Settings that would do nothing, or contradict each other."""
-
-    def idle(key: str, value: Any, axis: str) -> tuple[bool, str]:
-        wrong = sizes[axis] == 1 and value not in (None, False, 0)
-        return wrong, f"layout.{key}={value!r} does nothing with layout.{axis}=1; leave it out"
-
-    checks = [
-        idle("sequence_parallel", sequence_parallel, "tp"),
-        (zero == 3, "layout.zero=3: weights are split by layout.fsdp; try layout.preset='zero3'"),
-        (zero not in (0, 1, 2, 3), f"layout.zero={zero!r} is no stage of ZeRO; try 0, 1 or 2"),
-        idle("zero", zero if zero in (1, 2) else None, "dp"),
-        idle("pipeline", pipeline, "pp"),
-        idle("chunks", chunks, "pp"),
-        (sizes["pp"] > 1 and pipeline == "gpipe" and (chunks or 1) > 1,
-         f"layout.pipeline='gpipe' has one chunk a stage, not layout.chunks={chunks}; try"
-         " circular"),
-        (sizes["pp"] > 1 and pipeline == "circular" and chunks == 1,
-         "layout.pipeline='circular' with layout.chunks=1 is gpipe; try chunks 2"),
-        idle("cp_attention", cp_attention, "cp"),
-    ]  # fmt: skip
-    return [message for wrong, message in checks if wrong]
-
-
-def bad_rules(
-    table: Mapping[str, tuple[str, ...]], weights: Sequence, known: Iterable[str]
-) -> list[str]:
-    """Rows of a table, and dims of weights, that name what there is not."""
-    dims = {*known, *(dim for _, own in weights for dim in own)}
-    problems = []
-    for dim, axes in table.items():
-        if dim not in dims:
-            near = difflib.get_close_matches(dim, dims, n=1) or sorted(known)
-            problems.append(f"layout.rules: no array has a dim {dim!r}; try {either(near)}")
-        problems += [
-            f"layout.rules: {dim}={a!r} is no mesh axis; try {either(MESH_AXES)}"
-            for a in axes
-            if a not in MESH_AXES
-        ]
-    for regex, _ in weights:
-        try:
-            re.compile(regex)
-        except re.error as why:
-            problems.append(f"layout.weights: {regex!r} is no regular expression: {why}")
-    problems += [
-        f"layout.weights: {regex}={dim!r} has no rule; try {either(table)}"
-        for regex, own in weights
-        for dim in own
-        if dim not in table
-    ]
-    return problems
+OF_BATCHES = ("micros", "batches")
+STEPS = 64  # values of a setting tried on either side
+SHOWN = 2  # values of a setting that a message names
 
 
 class Case(NamedTuple):
@@ -130,27 +54,53 @@ class Case(NamedTuple):
             del dims["kv_heads"]  # one complaint for both is enough
         return dims
 
+    def settled(self) -> "Case":
+        return self._replace(layout=self.layout.settled(self.run.model))
+
+    def factors(self, dim: str) -> list[tuple[str, int]]:
+        if dim not in OF_BATCHES:
+            return self.layout.factors(dim)
+        return self.layout.factors("layer" if self.layout.mesh.shape["pp"] > 1 else "batch")
+
+    def wrong_batches(self) -> list[int]:
+        """Sizes of batches that do not fill a pipeline; without one, small ones it cannot split."""
+        train, pp, chunks = self.run.train, self.layout.mesh.shape["pp"], self.layout.chunks
+
+        def wrong(size: int) -> bool:
+            n = train.microbatches(size)
+            if pp > 1:
+                return n % pp > 0 if chunks > 1 else n < pp
+            return size < train.microbatch and size % self.layout.ways("batch") > 0
+
+        return [size for size in BatchSizes.of(self.run).sizes() if wrong(size)]
+
     def unfit(self) -> dict[str, str]:
-        """Name of what does not divide -> its dim; FILLS for microbatches that are too few."""
-        settled = self.layout.settled(self.run.model)
-        found = {
-            SETTINGS[dim][0]: dim
-            for dim, size in self.sizes.items()
-            if size % math.prod(n for _, n in settled.factors(dim))
-        }
-        few = self.whole and too_few(self.layout, self.run)
-        return found | ({FILLS: ""} if few else {})
+        """Name of what does not fit -> its dim."""
+        factors = self.settled().factors
+        dims = [d for d, n in self.sizes.items() if n % math.prod(k for _, k in factors(d))]
+        if self.whole and self.wrong_batches():
+            dims.append("batches" if self.run.train.batch_schedule else "micros")
+        return {SETTINGS[dim][0]: dim for dim in dims}
 
-    def mended_by(self, other: "Case", name: str) -> bool:
-        """Whether that is no misfit of another case any more, nor anything new one."""
-        return other.unfit().keys() <= self.unfit().keys() - {name}
+    def refused(self) -> set[str]:
+        """What else would keep this case from being run."""
+        layout, sizes = self.layout, self.layout.mesh.shape
+        clashes = clashing_rules(layout.rules, sizes, layout.rules)
+        idle = idle_settings(sizes, False, layout.zero, None, None, None)
+        return {*misfits(self.run), *clashes, *idle}
 
-    def train(self, **changes: int) -> "Case":
+    def with_train(self, **changes: int) -> "Case":
         train = dataclasses.replace(self.run.train, **changes)
         return self._replace(run=dataclasses.replace(self.run, train=train))
 
-
-FILLS = "train.accumulate"
+    def with_model(self, key: str, value: int) -> "Case":
+        """With another value, which those that follow it by default follow."""
+        cfg = self.run.model
+        derived = {"n_kv_heads": cfg.n_heads, "head_dim": cfg.d_model // cfg.n_heads,
+                   "d_mlp": 4 * cfg.d_model}  # fmt: skip
+        follow: dict[str, Any] = {k: None for k, v in derived.items() if getattr(cfg, k) == v}
+        model = dataclasses.replace(cfg, **follow | {key: value})
+        return self._replace(run=dataclasses.replace(self.run, model=model))
 
 
 def model_misfits(layout: "Layout", cfg: ModelConfig, batch: int | None = None) -> list[str]:
@@ -161,131 +111,91 @@ def model_misfits(layout: "Layout", cfg: ModelConfig, batch: int | None = None) 
 
 def run_misfits(layout: "Layout", run: RunConfig) -> list[str]:
     """All that this layout does not divide: of the model, of batches, of their microbatches."""
-    found = case_misfits(Case(layout, run))
-    ways, axes = layout.ways("batch"), layout.axes("batch")
-    small = [n for n in BatchSizes.of(run).sizes() if n < run.train.microbatch]
-    if wrong := [n for n in small if n % ways]:
-        found.append(
-            f"train.batch_schedule has batches of {either(wrong)} sequences, which do not divide by"
-            f" {' * '.join(f'layout.{a}' for a in axes)} = {ways}; give it sizes that do"
-        )
-    if run.watch.activations and layout.mesh.shape["pp"] > 1:
-        found.append(
-            "watch.activations=True does not see inside of pipeline stages; leave it out, or set"
-            " layout.pp=1"
-        )
-    return found
+    return case_misfits(Case(layout, run))
 
 
 def case_misfits(case: Case) -> list[str]:
     return [
-        few_microbatches(case) if name == FILLS else indivisible(case, name, dim)
+        f"{name} = {complaint(case, dim)}; try {', or '.join(hints(case, name, dim))}"
         for name, dim in case.unfit().items()
     ]
 
 
-def indivisible(case: Case, name: str, dim: str) -> str:
-    factors = case.layout.settled(case.run.model).factors(dim)
-    ways = math.prod(n for _, n in factors)
-    hints = [batch_hint(case, ways) if dim == "batch" else setting_hint(case, dim, ways)]
-    hints += [axis_hint(case, name, factor) for factor, _ in factors]
-    if not any(hints):  # no change of one setting alone is enough
-        key = SETTINGS[dim][1] or "global_batch_size"
-        near = near_multiples(case.sizes[dim], ways)
-        hints = [f"{key} {either(near)}, with what goes with it"]
-    product = " * ".join(factor for factor, _ in factors)
-    tries = ", or ".join(filter(None, hints))
-    return f"{name} = {case.sizes[dim]} does not divide by {product} = {ways}; try {tries}"
-
-
-def too_few(layout: "Layout", run: RunConfig) -> list[int]:
-    """Batch sizes whose microbatches do not fill the pipeline."""
-    pp, micros = layout.mesh.shape["pp"], run.train.microbatches
-    fills = lambda n: n % pp == 0 if layout.chunks > 1 else n >= pp  # noqa: E731
-    return [size for size in BatchSizes.of(run).sizes() if not fills(micros(size))]
-
-
-def few_microbatches(case: Case) -> str:
-    train, pp, chunks = case.run.train, case.layout.mesh.shape["pp"], case.layout.chunks
-    size = too_few(case.layout, case.run)[0]
-    if not (hint := accumulate_hint(case, FILLS)):
-        n = -(-train.accumulate // pp) * pp
-        hint = f"accumulate {n} and global_batch_size {n * case.layout.ways('batch')}"
-    want = f"a multiple of layout.pp = {pp}" if chunks > 1 else f"layout.pp = {pp}"
+def complaint(case: Case, dim: str) -> str:
+    train, pp, factors = case.run.train, case.layout.mesh.shape["pp"], case.settled().factors(dim)
+    product = " * ".join(name for name, _ in factors)
+    indivisible = f"not divide by {product} = {math.prod(n for _, n in factors)}"
+    if dim not in OF_BATCHES:
+        return f"{case.sizes[dim]} does {indivisible}"
+    need, least = ("a multiple of ", "") if case.layout.chunks > 1 else ("", " at least")
+    need = f"a pipeline needs {need}layout.pp = {pp}"
+    if dim == "micros":
+        return f"{train.accumulate} does not fill the stages: {need}{least}"
+    batches = f"{train.batch_schedule!r} has batches of {either(case.wrong_batches())} sequences"
+    if pp == 1:
+        return f"{batches}, which do {indivisible}"
     return (
-        f"train.accumulate = {train.accumulate} makes {train.microbatches(size)} microbatches of"
-        f" {size} sequences, and a pipeline needs {want}{'' if chunks > 1 else ' at least'}; try"
-        f" {hint}"
+        f"{batches}, and {need} microbatches of {train.microbatch} = {pp * train.microbatch}{least}"
     )
 
 
-def setting_hint(case: Case, dim: str, ways: int) -> str:
-    """The next values of a setting of the model, below and above, with which its size fits."""
-    (name, key), cfg = SETTINGS[dim], case.run.model
-    unit = ways // math.gcd(ways, cfg.n_heads) if dim == "attn_inner" else ways
-    unit = math.lcm(unit, 128) if key == "vocab_size" else unit
-    said = set(misfits(case.run))
-
-    def works(value: int) -> bool:
-        run = dataclasses.replace(case.run, model=changed(cfg, key, value))
-        return case.mended_by(case._replace(run=run), name) and said >= set(misfits(run))
-
-    start = getattr(cfg, key) // unit
-    below = next((k for k in range(start, max(start - STEPS, 0), -1) if works(k * unit)), None)
-    above = next((k for k in range(start + 1, start + STEPS) if works(k * unit)), None)
-    values = [k * unit for k in (below, above) if k]
-    return f"{key} {either(values)}" if values else ""
-
-
-def changed(cfg: ModelConfig, key: str, value: int) -> ModelConfig:
-    """cfg with another value, which those that follow it by default follow."""
-    derived = {"n_kv_heads": cfg.n_heads, "head_dim": cfg.d_model // cfg.n_heads,
-               "d_mlp": 4 * cfg.d_model}  # fmt: skip
-    follow: dict[str, Any] = {k: None for k, v in derived.items() if getattr(cfg, k) == v}
-    return dataclasses.replace(cfg, **follow | {key: value})
+def hints(case: Case, name: str, dim: str) -> list[str]:
+    """Settings with values of which each, without any other change, mends this."""
+    others, refused = case.unfit().keys() - {name}, case.refused()
+    found = []
+    for key, values in changes(case, dim):
+        works = (
+            v for v, new in values if new.unfit().keys() <= others and new.refused() <= refused
+        )
+        if shown := list(islice(works, SHOWN)):
+            found.append(f"{key} {either(shown)}".strip())
+    # Where the last of a schedule is wrong, or a microbatch is, others alone do not help.
+    if dim == "batches" and case.run.train.global_batch_size not in case.wrong_batches():
+        found += [] if "batch" in case.unfit().values() else ["such batches"]
+    key, values = next(changes(case, dim))
+    return found or [f"{key} {next(values)[0]}, with what goes with it"]
 
 
-def batch_hint(case: Case, ways: int) -> str:
-    """Of a run, settings that make microbatches that divide; without it, sizes of these."""
-    train, name = case.run.train, SETTINGS["batch"][0]
-    if not case.whole or train.batch_schedule is not None:
-        return either(near_multiples(train.microbatch, ways))
-    near = near_multiples(train.global_batch_size, train.accumulate * ways)
-    fits = [n for n in near if case.mended_by(case.train(global_batch_size=n), name)]
-    hints = [accumulate_hint(case, name), f"global_batch_size {either(fits)}" if fits else ""]
-    return ", or ".join(filter(None, hints))
+def changes(case: Case, dim: str) -> Iterator[tuple[str, Iterator[tuple[Any, Case]]]]:
+    """Settings that may mend this: other values of each, nearest first, and what they make."""
+    train, cfg, factors = case.run.train, case.run.model, case.settled().factors(dim)
+    ways, key = math.prod(n for _, n in factors), SETTINGS[dim][1]
+    if key:
+        unit = ways // math.gcd(ways, cfg.n_heads) if key == "head_dim" else ways
+        unit = math.lcm(unit, 128) if key == "vocab_size" else unit
+        yield key, ((n, case.with_model(key, n)) for n in nearest(getattr(cfg, key), unit))
+    elif case.whole:
+        yield "accumulate", accumulations(case)
+    if dim == "batch" and train.batch_schedule is None:
+        sizes = nearest(train.global_batch_size, train.accumulate * ways)
+        resized = ((n, case.with_train(global_batch_size=n)) for n in sizes)
+        yield "global_batch_size" if case.whole else "", resized
+    for factor, _ in factors:
+        axis = factor.rpartition(".")[2]
+        yield axis, ((n, case._replace(layout=new)) for n, new in layouts(case.layout, axis))
 
 
-def accumulate_hint(case: Case, name: str) -> str:
-    train = case.run.train
-    if train.batch_schedule is not None:
-        return ""
-    batch, n = train.global_batch_size, train.accumulate
-    near = sorted((k for k in range(1, batch + 1) if batch % k == 0), key=lambda k: abs(k - n))
-    fits = [k for k in near if case.mended_by(case.train(accumulate=k), name)]
-    return f"accumulate {either(fits[:3])}" if fits else ""
+def accumulations(case: Case) -> Iterator[tuple[str, Case]]:
+    """Other numbers of microbatches; after those that divide a batch, others with other batches."""
+    train, ways = case.run.train, case.layout.ways("batch")
+    size, other = train.global_batch_size, nearest(train.accumulate)
+    yield from ((str(n), case.with_train(accumulate=n)) for n in other if size % n == 0)
+    for n in [n for n in other if size % n] if train.batch_schedule is None else []:
+        new = nearest(size, n * ways)[0]
+        text = f"{n} (global_batch_size {new})"
+        yield text, case.with_train(accumulate=n, global_batch_size=new)
 
 
-def axis_hint(case: Case, name: str, factor: str) -> str:
-    """Other sizes of an axis, the nearest first, with which what it splits fits; dp the rest."""
-    key = factor.rpartition(".")[2]
-    shown = [
-        text
-        for text, layout in others(case.layout, key)
-        if case.mended_by(case._replace(layout=layout), name)
-    ]
-    return f"{key} {either(shown[:3])}" if shown else ""
-
-
-def others(layout: "Layout", key: str) -> Iterator[tuple[str, "Layout"]]:
+def layouts(layout: "Layout", key: str) -> Iterator[tuple[str, "Layout"]]:
     """Layouts over as many devices with another size of an axis, or another number of chunks.
 
     Not with an axis of size 1: settings that go with it would do nothing, and be refused.
     """
     if key == "chunks":
         least = 2 if layout.pipeline == "circular" else 1
-        for n in filter(lambda n: n >= least, nearest(layout.chunks)):
-            yield str(n), dataclasses.replace(layout, chunks=n)
+        for n in nearest(layout.chunks):
+            if n >= least:
+                yield str(n), dataclasses.replace(layout, chunks=n)
     sizes, total = dict(layout.mesh.shape), layout.mesh.size
     if key not in sizes or key == "dp":
         return
@@ -298,14 +208,8 @@ def others(layout: "Layout", key: str) -> Iterator[tuple[str, "Layout"]]:
             yield f"{n}{with_dp}", dataclasses.replace(layout, mesh=mesh)
 
 
-def nearest(n: int) -> list[int]:
-    return sorted((k for k in range(1, 2 * n + 1) if k != n), key=lambda k: abs(k - n))
-
-
-def near_multiples(n: int, unit: int) -> list[int]:
-    return sorted({n // unit * unit, -(-n // unit) * unit} - {0})
-
-
-def either(values: Iterable[Any]) -> str:
-    *most, last = [str(v) for v in values]
-    return f"{', '.join(most)} or {last}" if most else last
+def nearest(n: int, unit: int = 1) -> list[int]:
+    """Other multiples of unit."""
+    start = n // unit
+    near = (k * unit for k in range(max(start - STEPS, 1), start + STEPS))
+    return sorted((value for value in near if value != n), key=lambda value: abs(value - n))

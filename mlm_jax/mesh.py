@@ -70,6 +70,19 @@ def resolve(cfg: LayoutConfig, count: int, node: int = IMAGINED_NODE) -> dict[st
     return sizes | {k: n if (said := getattr(cfg, k)) is None else said for k, n in split.items()}
 
 
+def node_size(cfg: LayoutConfig, devices: Sequence[Any] | int) -> int:
+    """Devices of a node, which `resolve` asks for."""
+    if isinstance(devices, int):
+        return IMAGINED_NODE
+    size, processes = len(nodes(devices)[0]), len({d.process_index for d in devices})
+    if cfg.preset == "hybrid" and cfg.fsdp is None and 1 < processes == size == len(devices):
+        log.warning(
+            "layout.preset='hybrid' has fsdp over all %d devices: each is a process, and JAX knows"
+            " no nodes among them; if there are, set layout.fsdp to the devices of one", size,
+        )  # fmt: skip
+    return size
+
+
 def make_mesh(devices: Sequence[Any] | int, sizes: Mapping[str, int]) -> Mesh | AbstractMesh:
     """The mesh over these devices; over a number of them, which are only imagined, an abstract one.
 

@@ -48,6 +48,11 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
             "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer; try"
             " model.attention='auto'"
         )
+    if run.watch.activations and layout.mesh.shape["pp"] > 1:
+        raise ConfigError(
+            "watch.activations=True does not see inside of pipeline stages; leave it out, or set"
+            " layout.pp=1"
+        )
     check_chunks(run.train.loss_chunks, run.model.seq_len, layout)
     graphdef, _ = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
     abstract = abstract_state(run, layout)

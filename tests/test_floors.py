@@ -19,8 +19,9 @@ import mlm_jax
 ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
-        "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits", "mesh",
-        "distributed", "watchdog", "stop", "host", "metrics", "terminal", "boards", "profiling",
+        "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits",
+        "layout_rules", "mesh", "distributed", "watchdog", "stop", "host", "metrics", "terminal",
+        "boards", "profiling",
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},

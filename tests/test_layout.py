@@ -121,6 +121,69 @@ def test_what_cannot_be_is_refused(settings, says):
     assert all(words in str(refused.value) for words in says), refused.value
 
 
+CLASHES = [  # sizes, rules set by hand, what is said of which row
+    ({"dp": 4, "tp": 2}, {"heads": ("tp", "dp")},
+     ["heads=tp,dp shares activations with batch=dp,fsdp,ep, and an axis", "try heads=tp"]),
+    ({"dp": 4, "tp": 2}, {"batch": ("dp", "tp")},
+     ["batch=dp,tp shares activations with heads=tp and kv_heads=tp and mlp=tp and vocab=tp,",
+      "try batch=dp"]),
+    ({"dp": 4, "tp": 2}, {"mlp": ("tp", "tp")}, ["mlp=tp,tp names tp twice; try mlp=tp"]),
+    ({"dp": 4, "cp": 2}, {"residual_seq": ()},
+     ["residual_seq= does not begin with seq=cp", "try residual_seq=cp"]),
+    ({"pp": 2, "dp": 4}, {"layer": ()}, ["layer= does not go with layout.pp=2", "try layer=pp"]),
+    ({"pp": 2, "fsdp": 4}, {"layer": ("pp", "fsdp")}, ["layer=pp,fsdp does", "try layer=pp"]),
+    ({"pp": 2, "fsdp": 4}, {"mlp": ("tp", "pp")}, ["mlp=tp,pp does not go", "try mlp=tp"]),
+    ({"pp": 2, "dp": 4}, {"embed": ("fsdp", "dp")}, ["embed=fsdp,dp does", "try embed=fsdp"]),
+    ({"pp": 2, "dp": 4}, {"batch": ("fsdp",)}, ["batch=fsdp does not", "try batch=dp,fsdp"]),
+    ({"pp": 2, "dp": 2, "cp": 2}, {"seq": (), "residual_seq": ()},
+     ["seq= does not go with layout.pp=2", "try seq=cp", "try residual_seq=cp"]),
+    ({"pp": 4, "cp": 2}, {"seq": (), "residual_seq": (), "batch": ("dp", "cp")},
+     ["batch=dp,cp does not go with layout.pp=4", "try batch=dp", "try seq=cp"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "rules", "says"), CLASHES, ids=lambda x: str(x)[:40])
+def test_rules_that_cannot_be_together_are_refused_with_rows_that_can(sizes, rules, says):
+    with pytest.raises(LayoutError) as refused:
+        Layout.create(8, **sizes, rules=rules)
+    lines = str(refused.value).splitlines()[1:]
+    assert all(words in str(refused.value) for words in says), refused.value
+    tried = dict(line.rpartition("; try ")[2].split("=") for line in lines)
+    assert tried.keys() <= rules.keys()
+    rows = {dim: tuple(filter(None, axes.split(","))) for dim, axes in tried.items()}
+    Layout.create(8, **sizes, rules=rules | rows)  # all that is said at once works
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"),
+    [
+        ({"pp": 2, "tp": 4}, {"vocab_in": ("tp", "fsdp", "pp"), "position": ("fsdp", "pp")}),
+        ({"pp": 2, "cp": 4}, {"embed": ("fsdp", "cp")}),
+        ({"pp": 2, "dp": 2, "fsdp": 2}, {"batch": ("fsdp", "dp")}),
+        ({"pp": 1, "dp": 8}, {"batch": (), "mlp": ("tp", "dp")}),
+        ({"dp": 8}, {"seq": (), "heads": ("tp", "pp"), "layer": ("fsdp",)}),
+    ],
+    ids=str,
+)
+def test_other_rules_by_hand_are_taken(sizes, rules):
+    layout = Layout.create(8, **sizes, rules=rules)
+    assert {dim: layout.rules[dim] for dim in rules} == rules
+
+
+def test_only_what_pp_splits_into_chunks_and_cp_into_parts_has_to_divide_by_them():
+    by_hand = {"vocab_in": ("tp", "fsdp", "pp")}
+    run = tiny_run(
+        model={"n_layers": 6, "vocab_size": 128},
+        train={"accumulate": 4},
+        layout={"pp": 2, "chunks": 3, "rules": by_hand},
+    )
+    assert Layout.from_config(run, 2).factors("vocab_in") == [("layout.pp", 2)]
+    rows = Layout.create(2, cp=2, rules={"batch": ("cp",), "seq": (), "residual_seq": ()})
+    assert rows.factors("batch") == [("layout.cp", 2)]
+    short = tiny_run(model={"seq_len": 12}, layout={"cp": 2, "tp": 2, "sequence_parallel": True})
+    assert Layout.from_config(short, 4).ways("residual_seq") == 4
+
+
 def test_every_misfit_is_in_one_message():
     run = tiny_run(
         model={"n_heads": 6, "n_kv_heads": 3, "d_model": 66, "d_mlp": 99, "seq_len": 31},
@@ -155,18 +218,25 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
      "model.vocab_size (padded) = 512 does not divide by layout.tp = 3; try vocab_size 384 or 768"),
     ({"layout": {"dp": 2, "fsdp": 4}, "train": {"global_batch_size": 16, "accumulate": 4}}, 8,
      "train.global_batch_size / train.accumulate = 4 does not divide by layout.dp * layout.fsdp ="
-     " 8; try accumulate 2 or 1, or global_batch_size 32"),
+     " 8; try accumulate 2 or 1, or global_batch_size 32 or 64"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {"accumulate": 2}}, 4,
-     "train.accumulate = 2 makes 2 microbatches of 32 sequences, and a pipeline needs layout.pp ="
-     " 4 at least; try accumulate 4, 8 or 16"),
+     "train.accumulate = 2 does not fill the stages: a pipeline needs layout.pp = 4 at least; try"
+     " accumulate 4 or 8, or pp 2 (dp 2)"),
     ({"model": {"n_layers": 8}, "layout": {"pp": 4, "chunks": 2},
       "train": {"global_batch_size": 36, "accumulate": 6}}, 4,
-     "train.accumulate = 6 makes 6 microbatches of 36 sequences, and a pipeline needs a multiple of"
-     " layout.pp = 4; try accumulate 4, 12 or 36"),
+     "train.accumulate = 6 does not fill the stages: a pipeline needs a multiple of layout.pp = 4;"
+     " try accumulate 4 or 12, or pp 2 (dp 2), or chunks 1"),
     ({"model": {"n_layers": 4}, "layout": {"pp": 4},
       "train": {"global_batch_size": 3, "accumulate": 3}}, 4,
-     "train.accumulate = 3 makes 3 microbatches of 3 sequences, and a pipeline needs layout.pp = 4"
-     " at least; try accumulate 4 and global_batch_size 4"),
+     "train.accumulate = 3 does not fill the stages: a pipeline needs layout.pp = 4 at least; try"
+     " accumulate 4 (global_batch_size 4) or 5 (global_batch_size 5)"),
+    ({"model": {"n_layers": 4}, "layout": {"pp": 4}, "train": {
+        "accumulate": 4, "batch_schedule": "0:8 1K:32", "steps": 100}}, 8,
+     "train.batch_schedule = '0:8 1K:32' has batches of 8 sequences, and a pipeline needs"
+     " layout.pp = 4 microbatches of 8 = 32 at least; try accumulate 16, or such batches"),
+    ({"layout": {"dp": 8}, "train": {"batch_schedule": "0:4 1K:32", "steps": 20}}, 8,
+     "train.batch_schedule = '0:4 1K:32' has batches of 4 sequences, which do not divide by"
+     " layout.dp = 8; try such batches"),
 ]  # fmt: skip
 
 
@@ -174,7 +244,8 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
 def test_what_does_not_divide_is_refused_with_values_that_work(settings, devices, says):
     lines = refused(tiny_run(**settings), devices)
     assert "  " + says in lines
-    assert all(mended(settings, devices, line) for line in lines[1:])
+    for line in lines[1:]:
+        assert_mends(settings, devices, line)
 
 
 def refused(run, devices):
@@ -184,29 +255,47 @@ def refused(run, devices):
 
 
 def hints(line):
-    """[{setting: value}] of 'setting = 6 does not ..; try n_heads 4 or 8, or tp 2 (dp 4) or 1'."""
+    """[{setting: value}] of 'setting = 6 does not ..; try n_heads 4 or 8, or tp 2 (dp 4) or 1'.
+
+    Of a schedule, {"batch_schedule": the least size}.
+    """
     found = []
-    for group in re.split(r", or (?=[a-z])", line.partition("; try ")[2]):
-        if " and global_batch_size" in group:
-            found.append({k: int(n) for k, n in re.findall(r"(\w+) (\d+)", group)})
+    complaint, _, tries = line.partition("; try ")
+    for group in re.split(r", or (?=[a-z])", tries):
+        if group == "such batches":
+            found.append({"batch_schedule": int(re.search(r"= (\d+)( at least)?$", complaint)[1])})
             continue
+        assert re.fullmatch(r"\w+ \d+( \(\w+ \d+\))?( or \d+( \(\w+ \d+\))?)?", group), line
         key = group.split()[0]
-        for n, dp in re.findall(r"(?:^\w+ |, | or )(\d+)(?: \(dp (\d+)\))?", group):
-            found.append({key: int(n)} | ({"dp": int(dp)} if dp else {}))
+        for n, also, value in re.findall(r" (\d+)(?: \((\w+) (\d+)\))?(?= or|$)", group):
+            found.append({key: int(n)} | ({also: int(value)} if also else {}))
+    assert found
     return found
 
 
-SECTIONS = {"accumulate": "train", "global_batch_size": "train"} | dict.fromkeys(
-    (*MESH_AXES, "chunks"), "layout"
-)
+SECTIONS = {"accumulate": "train", "global_batch_size": "train", "batch_schedule": "train"}
+SECTIONS |= dict.fromkeys((*MESH_AXES, "chunks"), "layout")
 
 
-def mended(settings, devices, line):
-    """Whether every value that a line names takes away that line, and adds none."""
+def raised(schedule, unit, line):
+    """Each of its batches that a line names as large as the next multiple of unit."""
+    named = re.search(r"has batches of (.*) sequences,", line)[1]
+
+    def larger(size):
+        n = int(size[1])
+        return f":{-(-n // unit) * unit if str(n) in re.split(', | or ', named) else n}"
+
+    return re.sub(r":(\d+)", larger, schedule)
+
+
+def assert_mends(settings, devices, line):
+    """Every value that a line names takes away that line, and adds none."""
     before = refused(tiny_run(**settings), devices)
     subjects = {text.split(" = ")[0] for text in before[1:]}
     for hint in hints(line):
         new = {section: dict(values) for section, values in settings.items()}
+        if unit := hint.get("batch_schedule"):
+            hint = {"batch_schedule": raised(settings["train"]["batch_schedule"], unit, line)}
         for key, value in hint.items():
             new.setdefault(SECTIONS.get(key, "model"), {})[key] = value
         try:
@@ -215,7 +304,6 @@ def mended(settings, devices, line):
         except LayoutError as why:
             left = {text.split(" = ")[0] for text in str(why).splitlines()[1:]}
         assert left <= subjects - {line.split(" = ")[0]}, (line, hint, left)
-    return hints(line) != []
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -240,13 +328,23 @@ def test_values_that_a_message_names_work(data):
     if axes["pp"] > 1:
         axes["chunks"] = size(1, 2, 3)
     axes["dp"] = size(1, 2, 4)
+    if axes["tp"] > 1:
+        axes["sequence_parallel"] = size(False, True)
+    if axes["dp"] > 1:
+        axes["zero"] = size(0, 1)
+    smaller = [n for n in (2, 4, 8, 16) if n < batch]
+    micro = batch // wanted["train"]["accumulate"]
+    wanted["train"]["batch_schedule"] = size(
+        None, *(f"0:{n} 1K:{batch}" for n in smaller if n <= micro or n % micro == 0)
+    )
+    wanted["train"]["steps"] = 1000
     devices = math.prod(axes[axis] for axis in MESH_AXES if axis in axes)
     try:
         Layout.from_config(tiny_run(**wanted), devices)
     except LayoutError as why:
         for line in str(why).splitlines()[1:]:
             if "with what goes with it" not in line:
-                mended(wanted, devices, line)
+                assert_mends(wanted, devices, line)
 
 
 @pytest.mark.parametrize(("accumulate", "works"), [(1, True), (2, False)])
@@ -313,7 +411,8 @@ def test_key_value_heads_are_replicated_where_tp_is_a_multiple_of_them():
     assert layout.axes("kv_heads") == ()
     assert layout.axes("heads") == ("tp",)
     assert explained(layout, cfg)["blocks.attention.k"]["rule"] == "replicated"
-    by_hand = Layout.create(dp=2, tp=4, rules={"kv_heads": ("dp",)})  # a row set by hand stays
+    # a row set by hand stays
+    by_hand = Layout.create(dp=2, tp=4, rules={"kv_heads": ("dp",), "batch": ()})
     assert by_hand.fit(cfg).axes("kv_heads") == ("dp",)
 
 
@@ -322,6 +421,11 @@ def test_a_table_that_does_not_divide_by_tp_times_fsdp_is_split_both_ways():
     rows = explained(Layout.create(24, fsdp=6, tp=4).fit(cfg), cfg)
     assert rows["embedding.tokens"]["spec"] == P("tp", "fsdp")  # 128 rows, 24 shards
     assert rows["embedding.positions"]["spec"] == P(None, None)  # 32 positions, 6 shards
+    by_hand = Layout.create(24, fsdp=6, tp=4, rules={"vocab_in": ("tp",)}).fit(cfg)
+    assert explained(by_hand, cfg)["embedding.tokens"]["spec"] == P("tp", None)
+    by_hand = Layout.create(24, fsdp=6, tp=4, rules={"vocab_in": ("fsdp",)})
+    with pytest.raises(LayoutError, match=r"vocab_size \(padded\) = 128 .* layout.fsdp = 6; try"):
+        by_hand.fit(cfg)
 
 
 @pytest.mark.smoke
@@ -385,10 +489,3 @@ def test_a_layout_for_512_devices_is_explained_without_them():
     assert rows["blocks.mlp.down"]["bytes"] == 4 * 32 * 4096 * 14336 // 512
     whole = sum(row["bytes"] for row in rows.values() if row["rule"] == "replicated")
     assert whole < 2e6  # norms
-
-
-def test_every_batch_of_a_schedule_divides_by_the_data_axes():
-    train = {"global_batch_size": 32, "batch_schedule": "0:4 1K:32", "steps": 20}
-    run = tiny_run(train=train, layout={"dp": 8})
-    with pytest.raises(LayoutError, match=r"batch_schedule has batches of 4 .* layout\.dp = 8"):
-        Layout.from_config(run)

@@ -10,7 +10,7 @@ import pytest
 from mlm_jax.config import LayoutConfig
 from mlm_jax.errors import LayoutError
 from mlm_jax.layout import Layout
-from mlm_jax.mesh import MESH_AXES, arranged, nodes, resolve
+from mlm_jax.mesh import IMAGINED_NODE, MESH_AXES, arranged, node_size, nodes, resolve
 
 NODES, EACH = 8, 8
 
@@ -115,6 +115,23 @@ def test_imagined_nodes_have_eight_devices_and_others_must_divide():
     assert resolve(LayoutConfig(preset="hybrid"), 32)["fsdp"] == 8
     with pytest.raises(LayoutError, match=r"fsdp=8 takes 8 devices .* divides 12"):
         resolve(LayoutConfig(preset="hybrid"), 12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "size", "warned"),
+    [
+        ({"preset": "hybrid"}, gpus(slices=False, per_process=1), 64, True),
+        ({"preset": "hybrid", "fsdp": 8}, gpus(slices=False, per_process=1), 64, False),
+        ({"preset": "fsdp"}, gpus(slices=False, per_process=1), 64, False),
+        ({"preset": "hybrid"}, gpus(slices=False), 8, False),
+        ({"preset": "hybrid"}, gpus(per_process=1), 8, False),
+        ({"preset": "hybrid"}, gpus(nodes=1), 8, False),  # of one process
+        ({"preset": "hybrid"}, 64, IMAGINED_NODE, False),
+    ],
+)
+def test_hybrid_says_where_it_knows_no_nodes(settings, devices, size, warned, caplog):
+    assert node_size(LayoutConfig(**settings), devices) == size
+    assert ("set layout.fsdp to the devices of one" in caplog.text) == warned
 
 
 def test_a_stage_of_zero_is_the_presets_unless_set():

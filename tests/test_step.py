@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mlm_jax.errors import ConfigError
+from mlm_jax.layout import Layout
 from mlm_jax.optimizer import updates_done
 from mlm_jax.step import make_steps
 from tests.conftest import LAYOUTS, place, tiny_batch, tiny_layout, tiny_run
@@ -129,3 +131,32 @@ def test_the_metrics_are_those_of_the_update():
     assert rates == [0.0, 0.25, 0.5]
     assert moves[0] == 0
     assert moves[1] == pytest.approx(0.25, rel=0.1)  # Adam moves weights by the rate, at most
+
+
+@pytest.mark.parametrize(
+    ("sections", "layout"),
+    [
+        ({"train": {"accumulate": 4}}, {"dp": 2, "rules": {"embed": ("fsdp", "dp")}}),
+        # zigzag's parts and those of sequence parallelism are both of three tokens
+        ({"model": {"seq_len": 12}}, {"cp": 2, "tp": 2, "sequence_parallel": True}),
+    ],
+    ids=["dp splits weights", "short sequences"],
+)
+def test_unusual_splits_train_as_one_device(sections, layout):
+    run = tiny_run(**sections, layout=layout)
+    seen = []
+    for made in (
+        tiny_layout(run),
+        Layout.from_config(run, jax.devices()[: 2 * layout.get("tp", 1)]),
+    ):
+        steps = make_steps(run, made)
+        _, metrics = steps.train(steps.init(), place(tiny_batch(run), made))
+        seen.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    assert seen[1] == pytest.approx(seen[0], rel=1e-6)
+
+
+def test_activations_of_stages_are_not_watched():
+    run = tiny_run(train={"accumulate": 2}, layout={"pp": 2}, watch={"activations": True})
+    layout = Layout.from_config(run, 2)
+    with pytest.raises(ConfigError, match=r"watch.activations=True .* layout.pp=1"):
+        make_steps(run, layout)

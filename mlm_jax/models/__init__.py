@@ -29,8 +29,9 @@ def build(cfg: ModelConfig, layout: Layout, seed: int = 0) -> Any:
 
     Raises LayoutError where the layout does not fit the model.
     """
-    graphdef, declared = nnx.split(declare(cfg, layout.fit(cfg)), nnx.Param)
-    shardings = layout.fit(cfg).shardings(declared)
+    layout = layout.fit(cfg)
+    graphdef, declared = nnx.split(declare(cfg, layout), nnx.Param)
+    shardings = layout.shardings(declared)
     params = jax.jit(lambda: materialise(declared, seed), out_shardings=shardings)()
     return nnx.merge(graphdef, params)
 
