@@ -185,6 +185,18 @@ def test_a_process_that_cannot_find_the_others_is_refused_with_one_message(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_write_ends_all_with_the_reason(tmp_path):
+    """The others stand at Orbax's barriers, where they would wait for hours."""
+    with started(2, tmp_path / "run", f"full:0:{STEP}", **ENDLESS) as run:
+        status, said = run.until(STEP - 1).ends(20)
+    assert status == 1
+    told = f"mlm-jax: the checkpoint of step {STEP} could not be written to {run.workdir}"
+    assert said.count(told) == 1, said
+    assert "(No space left on device)" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_four_processes_goes_on_in_two_and_then_in_one(alone, tmp_path):
     workdir = tmp_path / "run"
     for count, last, sizes in (

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import multihost
 
 from mlm_jax.checkpoint.manifest import require_whole, set_aside_damaged, write_manifest
 from mlm_jax.config import CheckpointConfig
-from mlm_jax.distributed import lead_says
+from mlm_jax.distributed import LONGEST_DECISION, lead_says
 from mlm_jax.errors import CheckpointError, MlmJaxError
 
 
@@ -40,7 +42,10 @@ class Checkpoints:
             self._whole, self.damaged = lead_says(lambda: tidied(self.folder))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._sign, barrier_sync_fn=meet,
+                timeout_secs=LONGEST_DECISION // 1000,  # the checksums of a large one
+            ),
         )  # fmt: skip
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers={"state": ocp.StandardCheckpointHandler()}
@@ -143,6 +148,15 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
         return steps[-1] if step is None else step
+
+
+def meet(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other processes, unless this one is failing: then it has to say so instead.
+
+    Orbax comes here from a `finally` too, where the others would never follow.
+    """
+    if sys.exception() is None:
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def tidied(folder: Path) -> tuple[int | None, list[str]]:
