@@ -85,14 +85,14 @@ def train(
         with lock, Checkpoints(workdir, run.checkpoint) as checkpoints:
             # None came in between.
             lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
-            done = lead_says(checkpoints.latest) or 0
+            done = checkpoints.whole or 0
             if done > last:
                 raise CheckpointError(f"{workdir} is at step {done}, beyond train.steps={last}")
             if profile:
                 profile.check(done, last)
             lead_says(lambda: write_run(workdir, run, data.tokenizer, fingerprint))
             with rows_of(run, workdir, done) as rows:
-                state = checkpoints.restore(steps.abstract) if done else steps.init()
+                state = checkpoints.restore(steps.abstract, done) if done else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
                 story.tell(state, done, profile)
         report = write_report(workdir) if lead() else workdir / "report.html"
@@ -171,7 +171,7 @@ class Story:
                 self.save(step, state)
             if self.is_due(step, t.eval_every):
                 self.examine(state.params, step)
-            if self.stop.after(step):
+            if self.stop.after_step():
                 if profiler.first:
                     self.end_profile(profiler, step, step_fn)
                 if self.pending or self.settled:
@@ -318,7 +318,7 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
     where = f"a device has {(limit or 0) / 2**30:.1f}"
     if device.platform == "cpu":  # virtual devices share the memory of the machine
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        held *= jax.local_device_count() * processes_here()
+        held *= len(layout.mesh.local_devices) * processes_here()
         where = f"this machine has {limit / 2**30:.1f}"
     if limit and held > limit:
         raise LayoutError(
