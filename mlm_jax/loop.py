@@ -23,10 +23,12 @@ from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import (
     at,
     check_all_used,
+    check_same,
     lead,
     lead_says,
     processes_here,
     start,
+    together,
 )
 from mlm_jax.errors import CheckpointError, ConfigError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.examination import Examination
@@ -65,18 +67,26 @@ def train(
 
     Raises ConfigError, LayoutError, DataError or CheckpointError before anything is compiled, and
     MlmJaxError where the run fails: steps that are not finite, or files that cannot be written.
+    Over several processes an error is not raised: it is told, and ends all of them.
     """
-    workdir, last = Path(workdir), run.train.steps
     start(run.train.hang_seconds)
+    with together(), StopSignals() if stop is None else nullcontext(stop) as own:
+        return train_here(run, Path(workdir), own, profile)
+
+
+def train_here(run: RunConfig, workdir: Path, own: StopSignals, profile: Span | None) -> Outcome:
+    """What this process does of `train`."""
+    last = run.train.steps
     check_wandb(run)
     if profile:
         profile.check(0, last)  # before there is a folder
-    with StopSignals() if stop is None else nullcontext(stop) as own, told_of_files(workdir):
+    with told_of_files(workdir):
         layout, asked = Layout.from_config(run), agreed(own)
         check_all_used(layout.mesh)
         check_xla(run.train.xla, layout)
         data = open_data(run)
         fingerprint = dict(data.fingerprint)
+        check_same(run.to_dict() | {"fingerprint": fingerprint})
         lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
@@ -95,6 +105,7 @@ def train(
                 state = checkpoints.restore(steps.abstract, done) if done else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
                 story.tell(state, done, profile)
+            at("save", last)  # which the end of Checkpoints waits for
         report = write_report(workdir) if lead() else workdir / "report.html"
         return Outcome(not story.finished, story.saved, report)
 

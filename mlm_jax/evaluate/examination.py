@@ -41,7 +41,7 @@ class Examination:
             parts |= {"baselines": self.compare, "completions": self.complete}
         done = lead_says(lambda: sorted(self.rows.names(step)))
         for name, write in parts.items():
-            at("evaluate", step)
+            at("compile", step)  # programs of its own, the first time
             if self.stop:
                 return False
             if name not in done:
@@ -57,7 +57,7 @@ class Examination:
         for k in range(min(self.run.train.eval_batches, -(-n_samples // B))):
             if self.stop:
                 return
-            at("evaluate", step)
+            at("evaluate" if k else "compile", step)
             batch = self.feed.batch(k, once=True)
             sums = self.steps.evaluate(params, batch)
             nats, weight = nats + float(sums[0]), weight + float(sums[1])
