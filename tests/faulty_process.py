@@ -5,6 +5,9 @@ python -m tests.faulty_process FAULT:PROCESS:STEP train ...
 FAULT   none
         error, hang   while it reads the data of this step
         full          its disk is, when it writes the checksums of a checkpoint
+        seed          it has another one
+        typo          a setting of its is misspelt
+        twice         none: mlm_jax.train, called by all to train up to this step, and twice as far
 """
 
 import errno
@@ -42,15 +45,28 @@ def full() -> None:
     manager.write_manifest = write_manifest
 
 
+def twice(step: int, words: list[str]) -> None:
+    import mlm_jax
+
+    pairs = (word.removeprefix("--config.").partition("=") for word in words if "=" in word)
+    settings = {key: value for key, _, value in pairs}
+    for last in (step, 2 * step):
+        run = mlm_jax.load_config("quickstart", settings | {"train.steps": last})
+        mlm_jax.train(run, words[-1])
+
+
 def read_slowly() -> None:
     time.sleep(600)
 
 
 if __name__ == "__main__":
-    fault, process, step = sys.argv[1].split(":")
+    (fault, process, step), words = sys.argv[1].split(":"), sys.argv[2:]
+    if fault == "twice":
+        sys.exit(twice(int(step), words))
     if os.environ["MLM_JAX_PROCESS"] == process:
         if fault in ("error", "hang"):
             broken(fault, int(step))
         if fault == "full":
             full()
-    sys.exit(main(sys.argv[2:]))
+        words += {"seed": ["--config.train.seed=7"], "typo": ["--config.modle.x=1"]}.get(fault, [])
+    sys.exit(main(words))

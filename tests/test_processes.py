@@ -181,6 +181,64 @@ def test_a_process_that_cannot_find_the_others_is_refused_with_one_message(
     assert not (tmp_path / "run").exists()
 
 
+def shell(tmp_path: Path, count: int, command: str, gpus: int = 0, **environment: str):
+    """launch/local.sh with a command of bash, on a machine with so many GPUs."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nfor i in $(seq {gpus}); do echo GPU $i: H100; done\n")
+    tool.chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG")}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / "local.sh"), str(count), "--", "bash", "-c", command],
+        env=kept | {"PATH": path, "PYTHON": sys.executable} | environment,
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "told"),
+    [
+        (8, {}, ["0 0,1,2,3 ", "1 4,5,6,7 "]),
+        (8, {"CUDA_VISIBLE_DEVICES": "3,7"}, ["0 0 ", "1 1 "]),
+        (8, {"CUDA_VISIBLE_DEVICES": ""}, ["0  1", "1  1"]),
+        (8, {"DEVICES": "6"}, ["0  3", "1  3"]),
+        (0, {}, ["0  1", "1  1"]),
+    ],
+)
+def test_processes_share_the_devices_of_a_machine(tmp_path, gpus, environment, told):
+    command = 'echo "$MLM_JAX_PROCESS $JAX_LOCAL_DEVICE_IDS $JAX_NUM_CPU_DEVICES"'
+    assert sorted(shell(tmp_path, 2, command, gpus, **environment).stdout.splitlines()) == told
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "fit"), [(4, 2, "one of 1 2 processes"), (3, 8, "one of 1 2 4 8 processes")]
+)
+def test_gpus_that_cannot_be_shared_are_refused(tmp_path, count, gpus, fit):
+    ended = shell(tmp_path, count, "echo no", gpus)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    told = f"local.sh: {gpus} GPUs cannot be shared by {count} processes; try {fit}"
+    assert ended.stderr.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("exit 75", 75),
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 75; sleep 0.5; exit 3", 3),  # it failed all the same
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 3; sleep 0.5; exit 75", 3),
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 3; sleep 20", 3),  # which is asked to end
+        ("trap 'exit 75' TERM; [ $MLM_JAX_PROCESS = 0 ] && { sleep 0.5; kill -HUP $PPID; };"
+         " while :; do sleep 0.1; done", 75),
+    ],
+)  # fmt: skip
+def test_the_status_of_all_is_that_of_a_failure_else_of_a_stop(tmp_path, command, status):
+    begun = time.monotonic()
+    ended = shell(tmp_path, 2, command)
+    assert ended.returncode == status
+    assert ended.stderr == ""
+    assert time.monotonic() - begun < 8
+
+
 # Slow: more processes, and more ways to end
 
 

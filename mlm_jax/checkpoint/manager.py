@@ -34,7 +34,8 @@ class Checkpoints:
     """The checkpoints of one workdir. With a cfg it writes: no other process may do so meanwhile.
 
     Then what a killed save left behind is removed, and newer checkpoints than the newest whole one
-    are set aside; `damaged` tells of those, and `whole` is the one to go on from, if any. Saves run in the background; leaving the context waits.
+    are set aside; `damaged` tells of those, and `whole` is the step to go on from, if any. Saves
+    run in the background; leaving the context waits.
     Of several processes of one run, all open it, and each writes what its devices hold.
     """
 
