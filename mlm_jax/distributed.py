@@ -147,9 +147,10 @@ def several() -> bool:
     return Joined.place is not None and Joined.place.count > 1
 
 
-def processes_here() -> int:
-    """On this host."""
-    return max(Joined.hosts.count(socket.gethostname()), 1)
+def devices_here(mesh: Any) -> int:
+    """How many devices of a mesh are of processes on this host."""
+    hosts = Joined.hosts or (socket.gethostname(),)
+    return sum(hosts[d.process_index] == socket.gethostname() for d in mesh.devices.flat)
 
 
 def lead_says(decide: Callable[[], Any]) -> Any:

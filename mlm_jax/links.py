@@ -73,7 +73,7 @@ def connect(
                     f" {', '.join(str(i) for i in range(1, count) if i not in links)}"
                 ) from None
             which = who_says(connection, key)
-            if which in range(1, count) and which not in links:
+            if which and which < count and which not in links:
                 connection.settimeout(CONNECT)
                 links[which] = Link(connection, which)
             else:

@@ -24,9 +24,9 @@ from mlm_jax.distributed import (
     at,
     check_all_used,
     check_same,
+    devices_here,
     lead,
     lead_says,
-    processes_here,
     start,
     together,
 )
@@ -329,7 +329,7 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
     where = f"a device has {(limit or 0) / 2**30:.1f}"
     if device.platform == "cpu":  # virtual devices share the memory of the machine
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        held *= len(layout.mesh.local_devices) * processes_here()
+        held *= devices_here(layout.mesh)
         where = f"this machine has {limit / 2**30:.1f}"
     if limit and held > limit:
         raise LayoutError(
