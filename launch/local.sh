@@ -54,15 +54,18 @@ done
 trap 'kill -TERM "${pids[@]}"' TERM HUP
 trap 'kill -INT "${pids[@]}"' INT
 
-first=0 left=$n
-while [ "$left" -gt 0 ]; do
+first=0
+while [ ${#pids[@]} -gt 0 ]; do
   wait -n -p ended "${pids[@]}"; status=$?
-  [ "${ended:-}" ] || continue  # a signal was passed on, no process has ended
-  left=$((left - 1))
+  if [ -z "${ended:-}" ]; then  # a signal was passed on, or bash 5.2 has missed one of two that ended
+    for pid in "${pids[@]}"; do kill -0 "$pid" || ended=$pid; done
+    [ "${ended:-}" ] || continue
+    wait "$ended"; status=$?
+  fi
   for i in "${!pids[@]}"; do [ "${pids[i]}" = "$ended" ] && unset "pids[i]"; done
   if [ $status -ne 0 ] && { [ $first -eq 0 ] || [ $first -eq 75 ]; }; then
     first=$status
-    if [ $status -ne 75 ] && [ "$left" -gt 0 ]; then
+    if [ $status -ne 75 ] && [ ${#pids[@]} -gt 0 ]; then
       (sleep 1; kill -TERM "${pids[@]}"; sleep 9; kill -KILL "${pids[@]}") 3>&- &
       last_resort=$!
     fi

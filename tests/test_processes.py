@@ -310,7 +310,8 @@ def test_a_signal_in_a_save_or_an_evaluation_stops_all_there(alone, tmp_path, wh
     assert status == 75, said
     assert "stopped on request; saved at step 4." in said
     assert max(losses(run.workdir)) == 4
-    assert not losses(run.workdir, "eval", "eval_loss")  # which the next start makes up for
+    assert bool(losses(run.workdir, "eval", "eval_loss")) == (where == "evaluate")
+    assert "sample" not in {row.get("event") for row in read(run.workdir)}  # which comes later
     with started(2, run.workdir) as run:
         status, said = run.ends(120)
     assert status == 0, said
