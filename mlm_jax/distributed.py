@@ -27,7 +27,7 @@ OURS = ("MLM_JAX_PROCESSES", "MLM_JAX_PROCESS", "MLM_JAX_COORDINATOR")
 STARTERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )  # fmt: skip
-UNHEARD_SECONDS = 60  # after which JAX itself aborts the others; the watchdog says more, earlier
+UNHEARD_SECONDS = 120  # after which JAX itself aborts the others; the watchdog says more, earlier
 LONGEST_DECISION = 24 * 3600 * 1000  # ms: to read through all files of a large checkpoint, say
 
 

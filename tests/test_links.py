@@ -54,7 +54,7 @@ def lead(board: Board, count: int) -> Callable[[], list[Link]]:
 
 
 def test_strangers_are_sent_away_and_the_processes_meet_all_the_same(monkeypatch):
-    monkeypatch.setattr(links, "HELLO", 0.2)
+    monkeypatch.setattr(links, "HELLO", 0.5)
     board = Board()
     links_of_lead = lead(board, 3)
     port, key = board.ask("").split()
