@@ -9,8 +9,9 @@ import importlib
 import importlib.metadata
 import logging
 import sys
+import time
 
-from mlm_jax.distributed import lead
+from mlm_jax.distributed import lead, place_in_environment
 from mlm_jax.errors import ConfigError, MlmJaxError
 
 COMMANDS = {
@@ -20,6 +21,9 @@ COMMANDS = {
     "data": "build and inspect token files",
     "checkpoint": "list, verify and compare what runs have saved",
 }
+
+
+HEARD = 3.0  # seconds in which whoever started the processes ends those of a failed one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,14 +45,26 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{argv[0]!r} is no command; {hint}")
         return importlib.import_module(f"mlm_jax.commands.{argv[0]}").main(argv[1:])
     except MlmJaxError as error:
-        if lead():  # of several processes, that were all asked the same
-            print(f"mlm-jax: {error}", file=sys.stderr)
+        tell(error)
         return 1 if type(error) is MlmJaxError else 2
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = None
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def tell(error: MlmJaxError) -> None:
+    """Of several processes, that were all asked the same, the first; others if they outlive it.
+
+    Here come errors from before the processes of a run have met, or after they have parted.
+    """
+    who = ""
+    if not lead():
+        place = place_in_environment()
+        who = f"[process {place.index} of {place.count}] "
+        time.sleep(HEARD)
+    print(f"{who}mlm-jax: {error}", file=sys.stderr)
 
 
 def usage() -> str:

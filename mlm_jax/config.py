@@ -179,7 +179,9 @@ class TrainConfig:
         1, "non-finite steps in a row that end the run; fewer are left out", low=1
     )
     hang_seconds: float = setting(
-        600.0, "several processes: without progress of one, which is then named, and all end", low=1
+        600.0,
+        "several processes: seconds that one may stay where it is; then it is named, and all end",
+        low=1,
     )
 
     @property

@@ -13,11 +13,12 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mlm_jax.errors import ConfigError, LayoutError, MlmJaxError
-from mlm_jax.watchdog import Failure, Watchdog, connect
+from mlm_jax.links import connect
+from mlm_jax.watchdog import Failure, Watchdog
 
 # What launch/local.sh sets, and a pod of Kubernetes: how many processes there are, which one this
 # is, and host:port of process 0, with a port that is free there.
@@ -26,7 +27,7 @@ OURS = ("MLM_JAX_PROCESSES", "MLM_JAX_PROCESS", "MLM_JAX_COORDINATOR")
 STARTERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )  # fmt: skip
-UNHEARD_SECONDS = 60  # after which JAX itself aborts the others; the watchdog says more, earlier
+UNHEARD_SECONDS = 120  # after which JAX itself aborts the others; the watchdog says more, earlier
 LONGEST_DECISION = 24 * 3600 * 1000  # ms: to read through all files of a large checkpoint, say
 
 
@@ -45,7 +46,7 @@ class Joined:
     place: Place | None = None
     hosts: tuple[str, ...] = ()  # by process
     watchdog: Watchdog | None = None
-    decisions = itertools.count()
+    decisions, gatherings = itertools.count(), itertools.count()
 
 
 def start(hang_seconds: float) -> None:
@@ -146,9 +147,10 @@ def several() -> bool:
     return Joined.place is not None and Joined.place.count > 1
 
 
-def processes_here() -> int:
-    """On this host."""
-    return max(Joined.hosts.count(socket.gethostname()), 1)
+def devices_here(mesh: Any) -> int:
+    """How many devices of a mesh are of processes on this host."""
+    hosts = Joined.hosts or (socket.gethostname(),)
+    return sum(hosts[d.process_index] == socket.gethostname() for d in mesh.devices.flat)
 
 
 def lead_says(decide: Callable[[], Any]) -> Any:
@@ -185,10 +187,43 @@ def ask(key: str) -> str:
 
 def gathered(text: str, place: Place) -> tuple[str, ...]:
     """The texts of all processes, by process."""
-    tell(f"gathered/{place.index:06}", text)
-    coordination().client.wait_at_barrier("mlm_jax/gathered", LONGEST_DECISION)
-    found = coordination().client.key_value_dir_get("mlm_jax/gathered/")
+    name = f"gathered/{next(Joined.gatherings)}"
+    tell(f"{name}/{place.index:06}", text)
+    coordination().client.wait_at_barrier(f"mlm_jax/{name}", LONGEST_DECISION)
+    found = coordination().client.key_value_dir_get(f"mlm_jax/{name}/")
     return tuple(text for _, text in sorted(found))
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError, in all processes, where some have other values than process 0.
+
+    values: nested, what JSON can hold. Different programs would wait for each other for ever, and
+    different data would train a model of neither.
+    """
+    if not (Joined.place and several()):
+        return
+    first, *others = map(json.loads, gathered(json.dumps(values), Joined.place))
+    differ = [
+        f"process {i} of {Joined.place.count} on {Joined.hosts[i]}: {', '.join(found[:8])}"
+        for i, there in enumerate(others, 1)
+        if (found := list(differences(first, there)))
+    ]
+    if differ:
+        more = [f"and {len(differ) - 8} more"] * (len(differ) > 8)
+        raise ConfigError(
+            "all processes of a run need the same settings and the same data; give them one command"
+            " and one version of the files. These differ from process 0:\n  "
+            + "\n  ".join(differ[:8] + more)
+        )
+
+
+def differences(first: Any, there: Any, key: str = "") -> Iterator[str]:
+    """'train.seed is 1, not 0' for each value that differs."""
+    if isinstance(first, dict) and isinstance(there, dict):
+        for name in sorted(first.keys() | there.keys()):
+            yield from differences(first.get(name), there.get(name), f"{key}.{name}".strip("."))
+    elif first != there:
+        yield f"{key} is {there!r}, not {first!r}"
 
 
 def at(phase: str, step: int) -> None:
@@ -199,15 +234,19 @@ def at(phase: str, step: int) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """An error in here ends all processes of the run, told once; nobody waits for the others."""
+    """An error in here ends all processes of the run, told once; nobody waits for the others.
+
+    Between two of these, and after the last, a process may end without being missed.
+    """
+    if not (watchdog := Joined.watchdog):
+        yield
+        return
+    watchdog.begin()
     try:
         yield
     except BaseException as why:
-        if not Joined.watchdog:
-            raise
-        Joined.watchdog.fail(failure(why))
-    if Joined.watchdog:
-        Joined.watchdog.finish()
+        watchdog.fail(failure(why))
+    watchdog.finish()
 
 
 def failure(why: BaseException) -> Failure:

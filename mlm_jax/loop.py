@@ -23,10 +23,12 @@ from mlm_jax.data.placement import Feed
 from mlm_jax.distributed import (
     at,
     check_all_used,
+    check_same,
+    devices_here,
     lead,
     lead_says,
-    processes_here,
     start,
+    together,
 )
 from mlm_jax.errors import CheckpointError, ConfigError, LayoutError, MlmJaxError
 from mlm_jax.evaluate.examination import Examination
@@ -65,18 +67,26 @@ def train(
 
     Raises ConfigError, LayoutError, DataError or CheckpointError before anything is compiled, and
     MlmJaxError where the run fails: steps that are not finite, or files that cannot be written.
+    Over several processes an error is not raised: it is told, and ends all of them.
     """
-    workdir, last = Path(workdir), run.train.steps
     start(run.train.hang_seconds)
+    with together(), StopSignals() if stop is None else nullcontext(stop) as own:
+        return train_here(run, Path(workdir), own, profile)
+
+
+def train_here(run: RunConfig, workdir: Path, own: StopSignals, profile: Span | None) -> Outcome:
+    """What this process does of `train`."""
+    last = run.train.steps
     check_wandb(run)
     if profile:
         profile.check(0, last)  # before there is a folder
-    with StopSignals() if stop is None else nullcontext(stop) as own, told_of_files(workdir):
+    with told_of_files(workdir):
         layout, asked = Layout.from_config(run), agreed(own)
         check_all_used(layout.mesh)
         check_xla(run.train.xla, layout)
         data = open_data(run)
         fingerprint = dict(data.fingerprint)
+        check_same(run.to_dict() | {"fingerprint": fingerprint})
         lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
@@ -85,16 +95,17 @@ def train(
         with lock, Checkpoints(workdir, run.checkpoint) as checkpoints:
             # None came in between.
             lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
-            done = lead_says(checkpoints.latest) or 0
+            done = checkpoints.whole or 0
             if done > last:
                 raise CheckpointError(f"{workdir} is at step {done}, beyond train.steps={last}")
             if profile:
                 profile.check(done, last)
             lead_says(lambda: write_run(workdir, run, data.tokenizer, fingerprint))
             with rows_of(run, workdir, done) as rows:
-                state = checkpoints.restore(steps.abstract) if done else steps.init()
+                state = checkpoints.restore(steps.abstract, done) if done else steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
                 story.tell(state, done, profile)
+            at("save", last)  # which the end of Checkpoints waits for
         report = write_report(workdir) if lead() else workdir / "report.html"
         return Outcome(not story.finished, story.saved, report)
 
@@ -171,7 +182,7 @@ class Story:
                 self.save(step, state)
             if self.is_due(step, t.eval_every):
                 self.examine(state.params, step)
-            if self.stop.after(step):
+            if self.stop.after_step():
                 if profiler.first:
                     self.end_profile(profiler, step, step_fn)
                 if self.pending or self.settled:
@@ -318,7 +329,7 @@ def check_memory(abstract: TrainState, layout: Layout) -> None:
     where = f"a device has {(limit or 0) / 2**30:.1f}"
     if device.platform == "cpu":  # virtual devices share the memory of the machine
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        held *= jax.local_device_count() * processes_here()
+        held *= devices_here(layout.mesh)
         where = f"this machine has {limit / 2**30:.1f}"
     if limit and held > limit:
         raise LayoutError(

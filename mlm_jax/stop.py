@@ -30,8 +30,8 @@ class StopSignals:
     def __bool__(self) -> bool:
         return self.received is not None
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step, which was just given to the devices."""
+    def after_step(self) -> bool:
+        """Whether to stop after the step that was just given to the devices."""
         return bool(self)
 
     def __enter__(self) -> "StopSignals":
@@ -70,7 +70,7 @@ def hear(pipe: int) -> None:
 class AgreedStop:
     """Whether any process was asked to stop: the same answer in all, which ask at the same time."""
 
-    LAG = 2  # steps that the devices have before them while `after` waits for an older one
+    LAG = 2  # steps that the devices have before them while `after_step` waits for an older one
 
     def __init__(self, own: "StopSignals"):
         import jax
@@ -88,8 +88,8 @@ class AgreedStop:
         self.agreed = self.agreed or bool(self._ask())
         return self.agreed
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step, which was just given to the devices.
+    def after_step(self) -> bool:
+        """Whether to stop after the step that was just given to the devices.
 
         The answer is that of LAG steps before, which the devices have by now: they need not wait.
         """

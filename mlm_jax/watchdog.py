@@ -6,27 +6,25 @@ thread does: collectives would tell late or never, and not who it was. A process
 before it ends. One that is alive but does not get on is known by what it last said of itself.
 """
 
-import contextlib
 import ctypes
 import faulthandler
-import json
 import os
-import secrets
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from mlm_jax.links import Link
 
 PULSE = 1.0  # seconds between two lines
-SILENT = 30.0  # seconds without a line after which a process counts as lost: it may be busy
+POLL = PULSE / 4  # seconds between two looks at all processes
+SILENT = 50.0  # seconds without a line after which a process counts as lost: it may be busy
 GRACE = 3.0  # seconds that an error waits for news of what it may follow from
-CONNECT = 300.0  # seconds for all processes to come
 PHASES = ("start", "compile", "data", "step", "save", "evaluate")  # in the order of a step
-UNTIMED = ("start", "compile")  # which take what they take
+UNTIMED = ("start", "compile", "save")  # which take what they take
 
 
 class Progress(NamedTuple):
@@ -46,7 +44,10 @@ class Verdict(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An error of this process. told: for a person; reason: in a line; of_all: not only here."""
+    """An error of this process: for a person, as one line, and the exit status that goes with it.
+
+    of_all: the others probably have the same one, so that process 0 need not wait for theirs.
+    """
 
     told: str
     reason: str
@@ -54,61 +55,13 @@ class Failure(NamedTuple):
     of_all: bool
 
 
-class Link:
-    """A connection to another process: what was heard of it, and how many seconds ago."""
+class Heard:
+    """What was heard of another process, and how many seconds ago."""
 
-    def __init__(self, connection: socket.socket, index: int):
-        self.connection, self.index = connection, index
+    def __init__(self, link: Link):
+        self.link, self.index = link, link.index
         self.silent, self.progress, self.idle = 0.0, Progress(), 0.0
-        self.closed = self.finished = False
-        self._rest = b""
-
-    def send(self, **message: Any) -> None:
-        with contextlib.suppress(OSError):  # which reading finds too
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> list[dict[str, Any]]:
-        """What there is; at the end of the connection, `closed` is set."""
-        try:
-            got = self.connection.recv(2**16)
-        except OSError:
-            got = b""
-        self.silent, self.closed = 0.0, not got
-        *lines, self._rest = (self._rest + got).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-
-def connect(
-    index: int, count: int, lead_host: str, tell: Callable[[str, str], None],
-    ask: Callable[[str], str],
-) -> list[Link]:  # fmt: skip
-    """Of process 0 links to all others, of those one to it. tell, ask: how it says its port."""
-    if index:
-        port, key = ask("watchdog").split()
-        connection = socket.create_connection((lead_host, int(port)), CONNECT)
-        link = Link(connection, 0)
-        link.send(key=key, index=index)
-        connection.settimeout(CONNECT)
-        return [link]
-    key, links = secrets.token_hex(16), {}
-    with listener() as door:
-        tell("watchdog", f"{door.getsockname()[1]} {key}")
-        while len(links) < count - 1:
-            connection, _ = door.accept()
-            connection.settimeout(CONNECT)
-            hello = connection.makefile("rb").readline(2**10)
-            if key.encode() in hello:  # else it is none of ours
-                link = Link(connection, json.loads(hello)["index"])
-                links[link.index] = link
-    return [links[i] for i in sorted(links)]
-
-
-def listener() -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    door = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
-    door.settimeout(CONNECT)
-    return door
+        self.finished = 0  # how many trainings it has done
 
 
 class Watchdog:
@@ -122,9 +75,10 @@ class Watchdog:
         self, index: int, hosts: Sequence[str], links: Sequence[Link], hang_seconds: float
     ):
         self.index, self.hosts, self.links = index, hosts, links
+        self.others = [Heard(link) for link in links]
         self.hang_seconds, self.progress, self.idle = hang_seconds, Progress(), 0.0
         self._failure: Failure | None = None
-        self._finished = False
+        self._begun = self._done = 0  # trainings
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         hold_aborts()
         self._thread.start()
@@ -139,30 +93,36 @@ class Watchdog:
         self._thread.join()
         os._exit(failure.status)
 
+    def begin(self) -> None:
+        """A training begins: all processes are needed until they have finished it."""
+        self.at("start", 0)
+        self._begun += 1
+
     def finish(self) -> None:
         """This process has done its part; its end is nobody's loss."""
-        self._finished = True
+        self._done = self._begun
         for link in self.links:
-            link.send(finished=True)
+            link.send(finished=self._done)
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as ready:
-            for link in self.links:
-                ready.register(link.connection, selectors.EVENT_READ, link)
+            for other in self.others:
+                ready.register(other.link.connection, selectors.EVENT_READ, other)
             before, sent, failing, seen = time.monotonic(), 0.0, 0.0, self.progress
             while True:
-                for key, _ in ready.select(PULSE / 4):
+                for key, _ in ready.select(POLL):
                     self._hear(key.data)
-                    if key.data.closed:
+                    if key.data.link.closed:
                         ready.unregister(key.fileobj)
+                if (now := time.monotonic()) - before < POLL:
+                    continue
                 # Time in which this process itself was stopped or kept busy does not count.
-                now = time.monotonic()
                 passed, before = min(now - before, PULSE), now
-                for link in self.links:
-                    link.silent += passed
+                for other in self.others:
+                    other.silent += passed
                 self.idle = self.idle + passed if self.progress is seen else 0.0
                 seen = self.progress
-                if not self._finished and (verdict := self._judge()):
+                if self._done < self._begun and (verdict := self._judge()):
                     self._end(verdict)
                 if self._failure:
                     failing += passed
@@ -172,33 +132,37 @@ class Watchdog:
                     for link in self.links:
                         link.send(progress=seen, idle=self.idle)
 
-    def _hear(self, link: Link) -> None:
-        for message in link.receive():
+    def _hear(self, other: Heard) -> None:
+        other.silent = 0.0
+        for message in other.link.receive():
             if "progress" in message:
-                link.progress, link.idle = Progress(*message["progress"]), message["idle"]
+                other.progress, other.idle = Progress(*message["progress"]), message["idle"]
             if "verdict" in message:
-                self._end(Verdict(*message["verdict"]))
-            link.finished = link.finished or "finished" in message
+                self._end(Verdict(*message["verdict"]), told=self.index > 0)
+            other.finished = message.get("finished", other.finished)
 
     def _judge(self) -> Verdict | None:
-        for link in self.links:
-            if not link.finished and link.closed:
-                return Verdict([link.index], "was lost: its connection closed")
-            if not link.finished and link.silent > SILENT:
+        for other in self.others:
+            if other.finished >= self._begun:
+                continue
+            if other.link.closed:
+                return Verdict([other.index], "was lost: its connection closed")
+            # Until the first step other threads than its watchdog may hold the interpreter.
+            if other.silent > SILENT and PHASES[other.progress.phase] != "start":
                 text = f"was lost: it gave no sign of life for {SILENT:.0f} s"
-                return Verdict([link.index], text)
+                return Verdict([other.index], text)
         return self._hang() if self.index == 0 else None
 
     def _hang(self) -> Verdict | None:
         where = {0: (self.progress, self.idle)}
-        where |= {link.index: (link.progress, link.idle) for link in self.links}
+        where |= {other.index: (other.progress, other.idle) for other in self.others}
         behind = min(progress for progress, _ in where.values())
         late = {i: idle for i, (progress, idle) in where.items() if progress == behind}
         idle, phase = min(late.values()), PHASES[behind.phase]
         if idle < self.hang_seconds or phase in UNTIMED:
             return None
         others = "the others wait" if len(late) < len(where) else "all are there"
-        text = f"hangs: {phase} of step {behind.step} since {idle:.0f} s, and {others}"
+        text = f"hangs in {phase} of step {behind.step} for {idle:.0f} s, and {others}"
         limit = f"train.hang_seconds={self.hang_seconds:g} allows no more"
         return Verdict(sorted(late), f"{text}; {limit}", hangs=True)
 
@@ -208,33 +172,36 @@ class Watchdog:
             return
         self._say(failure.told)
         verdict = Verdict([self.index], f"failed: {failure.reason}", failure.status)
-        self._end(verdict, told=True)
+        self._end(verdict, told=True, pass_on=True)
 
-    def _end(self, verdict: Verdict, told: bool = False) -> NoReturn:
-        """Passes a verdict on, and ends this process."""
+    def _end(self, verdict: Verdict, told: bool = False, pass_on: bool = False) -> NoReturn:
+        """Ends this process, and says why unless somebody has told. Process 0 ends all others."""
         try:
-            if self.index == 0 or told:
+            if pass_on := pass_on or self.index == 0:
                 for link in self.links:
                     link.send(verdict=verdict)
-            known = self._failure and f"failed: {self._failure.reason}" == verdict.text
-            request = verdict.processes == [0] and verdict.status == 2  # which process 0 has told
-            if not (told or known or request):
+            if not told:
                 self._say(f"mlm-jax: {self._names(verdict.processes)} {verdict.text}")
             if verdict.hangs and self.index in verdict.processes:
+                self._say("It stands here:")
                 faulthandler.dump_traceback(sys.stderr)
-            if self.index == 0 or told:
+            if pass_on:
                 self._see_them_end()
             sys.stdout.flush()
         finally:
             os._exit(verdict.status)
 
     def _see_them_end(self) -> None:
-        """JAX aborts the others, in many words, if the process that started it ends before them."""
+        """JAX aborts the others, in many words, if the process that started it ends before them.
+
+        Whoever has passed a verdict to process 0 gets it back, and need not wait for its end.
+        """
         end = time.monotonic() + GRACE
         for link in self.links:
-            while not link.closed and (left := end - time.monotonic()) > 0:
+            heard = False
+            while not (link.closed or heard) and (left := end - time.monotonic()) > 0:
                 link.connection.settimeout(left)
-                link.receive()
+                heard = any("verdict" in message for message in link.receive())
 
     def _say(self, text: str) -> None:
         who = f"[{self._names([self.index])}] " if self.index else ""

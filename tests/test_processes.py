@@ -122,9 +122,12 @@ def alone(tmp_path_factory) -> Path:
 def test_two_processes_train_as_one_does_and_one_goes_on_from_them_under_another_layout(
     alone, tmp_path
 ):
-    with started(2, tmp_path / "run", **{"train.steps": 4, "layout.fsdp": 2}) as run:
+    sizes = {"train.steps": 4, "layout.fsdp": 2}
+    with started(2, tmp_path / "run", "rows:0:0", **sizes) as run:
         status, said = run.ends(120)
     assert status == 0, said
+    for process in range(2):  # its half of four steps and one to compile for, and of two batches
+        assert f"process {process} read {5 * 4} and {2 * 4} rows" in said
     assert said.count("step 4/4") == said.count("Report: ") == 1  # only the lead says anything
     assert "Gloo" not in said
     assert sorted(p.name for p in (run.workdir / "checkpoints").iterdir()) == ["4"]
@@ -156,6 +159,16 @@ def test_an_error_in_one_process_ends_all_and_is_shown_first(tmp_path):
     assert said[-2:] == [reason, f"mlm-jax: process 1 of 2 on {HOST} failed: {reason}"]
 
 
+def test_processes_with_other_settings_are_refused_once(tmp_path):
+    with started(2, tmp_path / "run", "seed:1:0") as run:
+        status, said = run.ends(60)
+    assert status == 2
+    assert said.startswith("mlm-jax: all processes of a run need the same settings")
+    assert said.endswith(f"\n  process 1 of 2 on {HOST}: train.seed is 7, not 0\n")
+    assert said.count("mlm-jax: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
@@ -181,7 +194,77 @@ def test_a_process_that_cannot_find_the_others_is_refused_with_one_message(
     assert not (tmp_path / "run").exists()
 
 
+def shell(tmp_path: Path, count: int, command: str, gpus: int = 0, **environment: str):
+    """launch/local.sh with a command of bash, on a machine with so many GPUs."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nfor i in $(seq {gpus}); do echo GPU $i: H100; done\n")
+    tool.chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG")}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / "local.sh"), str(count), "--", "bash", "-c", command],
+        env=kept | {"PATH": path, "PYTHON": sys.executable} | environment,
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "told"),
+    [
+        (8, {}, ["0 0,1,2,3 ", "1 4,5,6,7 "]),
+        (8, {"CUDA_VISIBLE_DEVICES": "3,7"}, ["0 0 ", "1 1 "]),
+        (8, {"CUDA_VISIBLE_DEVICES": ""}, ["0  1", "1  1"]),
+        (8, {"DEVICES": "6"}, ["0  3", "1  3"]),
+        (0, {}, ["0  1", "1  1"]),
+    ],
+)
+def test_processes_share_the_devices_of_a_machine(tmp_path, gpus, environment, told):
+    command = 'echo "$MLM_JAX_PROCESS $JAX_LOCAL_DEVICE_IDS $JAX_NUM_CPU_DEVICES"'
+    assert sorted(shell(tmp_path, 2, command, gpus, **environment).stdout.splitlines()) == told
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "fit"), [(4, 2, "one of 1 2 processes"), (3, 8, "one of 1 2 4 8 processes")]
+)
+def test_gpus_that_cannot_be_shared_are_refused(tmp_path, count, gpus, fit):
+    ended = shell(tmp_path, count, "echo no", gpus)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    told = f"local.sh: {gpus} GPUs cannot be shared by {count} processes; try {fit}"
+    assert ended.stderr.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("exit 75", 75),
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 75; sleep 0.5; exit 3", 3),  # it failed all the same
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 3; sleep 0.5; exit 75", 3),
+        ("[ $MLM_JAX_PROCESS = 0 ] && exit 3; sleep 20", 3),  # which is asked to end
+        ("trap 'exit 75' TERM; [ $MLM_JAX_PROCESS = 0 ] && { sleep 0.5; kill -HUP $PPID; };"
+         " while :; do sleep 0.1; done", 75),
+    ],
+)  # fmt: skip
+def test_the_status_of_all_is_that_of_a_failure_else_of_a_stop(tmp_path, command, status):
+    begun = time.monotonic()
+    ended = shell(tmp_path, 2, command)
+    assert ended.returncode == status
+    assert ended.stderr == ""
+    assert time.monotonic() - begun < 8
+
+
 # Slow: more processes, and more ways to end
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_write_ends_all_with_the_reason(tmp_path):
+    """The others stand at Orbax's barriers, where they would wait for hours."""
+    with started(2, tmp_path / "run", f"full:0:{STEP}", **ENDLESS) as run:
+        status, said = run.until(STEP - 1).ends(20)
+    assert status == 1
+    told = f"mlm-jax: the checkpoint of step {STEP} could not be written to {run.workdir}"
+    assert said.count(told) == 1, said
+    assert "(No space left on device)" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -220,6 +303,30 @@ def test_a_signal_to_one_or_all_stops_all_at_one_step_which_is_saved(alone, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["save", "evaluate"])
+def test_a_signal_in_a_save_or_an_evaluation_stops_all_there(alone, tmp_path, where):
+    with started(2, tmp_path / "run", f"{where}:1:0", **{"train.steps": 10**6}) as run:
+        status, said = run.ends(120)
+    assert status == 75, said
+    assert "stopped on request; saved at step 4." in said
+    assert max(losses(run.workdir)) == 4
+    assert bool(losses(run.workdir, "eval", "eval_loss")) == (where == "evaluate")
+    assert "sample" not in {row.get("event") for row in read(run.workdir)}  # which comes later
+    with started(2, run.workdir) as run:
+        status, said = run.ends(120)
+    assert status == 0, said
+    assert_same_losses(run.workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_program_trains_twice_in_the_same_processes(alone, tmp_path):
+    with started(2, tmp_path / "run", "twice:0:4") as run:
+        status, said = run.ends(120)
+    assert status == 0, said
+    assert_same_losses(run.workdir, alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 2])
 def test_a_process_that_is_stopped_is_named_within_a_minute(tmp_path, process):
     with started(4, tmp_path / "run", devices=4, **ENDLESS) as run:
@@ -233,7 +340,7 @@ def test_a_process_that_is_stopped_is_named_within_a_minute(tmp_path, process):
         os.kill(pid, signal.SIGKILL)
         status, said = run.ends(15)
     assert status == 1
-    assert f"process {process} of 4 on {HOST} was lost: it gave no sign of life for 30 s" in said
+    assert f"process {process} of 4 on {HOST} was lost: it gave no sign of life for 50 s" in said
 
 
 def alive(pid: int) -> bool:
@@ -249,8 +356,9 @@ def test_a_process_that_hangs_is_named_and_shows_where(tmp_path):
     with started(2, tmp_path / "run", f"hang:1:{STEP}", **settings) as run:
         status, said = run.until(STEP - 1).ends(20)
     assert status == 1
-    assert f"process 1 of 2 on {HOST} hangs: data of step {STEP} since " in said
+    assert f"process 1 of 2 on {HOST} hangs in data of step {STEP} for " in said
     assert "the others wait; train.hang_seconds=5 allows no more" in said
+    assert f"[process 1 of 2 on {HOST}] It stands here:" in said
     assert "in read_slowly" in said
 
 
@@ -258,7 +366,9 @@ def test_a_process_that_hangs_is_named_and_shows_where(tmp_path):
 def test_a_run_goes_on_after_a_kill_as_if_it_had_never_been(alone, tmp_path):
     with started(2, tmp_path / "run", **ENDLESS) as run:
         os.kill(run.until(6).pid(1), signal.SIGKILL)
-        run.ends(15)
+        status, said = run.ends(15)
+    assert status == 128 + signal.SIGKILL
+    assert said.count(f"mlm-jax: process 1 of 2 on {HOST} was lost: its connection closed") == 1
     with started(2, run.workdir) as run:
         status, said = run.ends(120)
     assert status == 0, said
@@ -274,3 +384,12 @@ def test_a_request_that_cannot_be_carried_out_is_told_once(tmp_path):
         assert status == 2
         assert said.count("mlm-jax: ") == 1, said
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_request_that_only_one_process_cannot_carry_out_is_told_by_that_one(tmp_path):
+    with started(2, tmp_path / "run", "typo:1:0") as run:
+        status, said = run.ends(60)
+    assert status == 2
+    assert said.startswith("[process 1 of 2] mlm-jax: a setting cannot be used"), said
+    assert "modle.x" in said

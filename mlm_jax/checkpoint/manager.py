@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,16 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import multihost
 
-from mlm_jax.checkpoint.manifest import require_whole, set_aside_damaged, write_manifest
+from mlm_jax.checkpoint.manifest import (
+    require_step,
+    require_whole,
+    set_aside_damaged,
+    write_manifest,
+)
 from mlm_jax.config import CheckpointConfig
-from mlm_jax.distributed import lead_says
+from mlm_jax.distributed import LONGEST_DECISION, lead_says
 from mlm_jax.errors import CheckpointError, MlmJaxError
 
 
@@ -27,7 +34,8 @@ class Checkpoints:
     """The checkpoints of one workdir. With a cfg it writes: no other process may do so meanwhile.
 
     Then what a killed save left behind is removed, and newer checkpoints than the newest whole one
-    are set aside; `damaged` tells of those. Saves run in the background; leaving the context waits.
+    are set aside; `damaged` tells of those, and `whole` is the step to go on from, if any. Saves
+    run in the background; leaving the context waits.
     Of several processes of one run, all open it, and each writes what its devices hold.
     """
 
@@ -35,12 +43,15 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors reach us as exceptions
         self.folder = (workdir / "checkpoints").absolute()
         self._saving, self._bytes = 0, 0  # step and size of the newest save that was begun
-        self._whole, self.damaged = None, []
+        self.whole, self.damaged = None, []
         if cfg:
-            self._whole, self.damaged = lead_says(lambda: tidied(self.folder))
+            self.whole, self.damaged = lead_says(lambda: tidied(self.folder))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=cfg.keep if cfg else None, create=cfg is not None, read_only=cfg is None,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._sign, barrier_sync_fn=meet,
+                timeout_secs=LONGEST_DECISION // 1000,  # the checksums of a large one
+            ),
         )  # fmt: skip
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers={"state": ocp.StandardCheckpointHandler()}
@@ -101,14 +112,14 @@ class Checkpoints:
 
     def restore(self, abstract: Any, step: int | None = None) -> Any:
         """The state at a step, or the newest, laid out as `abstract` says."""
-        step = self._known(step)
+        step = self._settled(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(named(abstract)))
         with self._readable(step):
             return unnamed(abstract, self._manager.restore(step, args=args)["state"])
 
     def restore_params(self, abstract: Any, step: int | None = None) -> Any:
         """Only the weights of a step, laid out as `abstract` says; all its files are checked."""
-        step = self._known(step)
+        step = self._settled(step)
         target = {"params": named(abstract)}
         args = ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -118,11 +129,15 @@ class Checkpoints:
             tree = reader.restore(self.folder / str(step) / "state", args)
             return unnamed(abstract, tree["params"])
 
+    def _settled(self, step: int | None) -> int:
+        self.wait()
+        return require_step(self.folder, step)
+
     @contextmanager
     def _readable(self, step: int) -> Iterator[None]:
         """Whatever Orbax and TensorStore raise, and they raise many things, as one message."""
         try:
-            if step != self._whole:  # which has been read through already
+            if step != self.whole:  # which has been read through already
                 require_whole(self.folder / str(step))
             yield
         except CheckpointError:
@@ -133,16 +148,14 @@ class Checkpoints:
                 f" {str(why)[:300]}); remove that folder to go on from an older step"
             ) from why
 
-    def _known(self, step: int | None) -> int:
-        self.wait()
-        steps = sorted(self._manager.all_steps())
-        if not steps:
-            raise CheckpointError(
-                f"{self.folder} holds no checkpoint; has the run reached one yet?"
-            )
-        if step is not None and step not in steps:
-            raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
-        return steps[-1] if step is None else step
+
+def meet(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other processes, unless this one is failing: then it has to say so instead.
+
+    Orbax comes here from a `finally` too, where the others would never follow.
+    """
+    if sys.exception() is None:
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def tidied(folder: Path) -> tuple[int | None, list[str]]:

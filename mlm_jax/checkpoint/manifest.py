@@ -60,12 +60,14 @@ def damage(folder: Path, *, read: bool = True) -> list[str]:
     """
     try:
         written = _read_manifest(folder)
+        if written is None:
+            return [_without_manifest(folder)]
+        if not written:
+            return [f"{NAME} is not what was written"]
         found = checksums(folder, "state") if read else _at_a_glance(folder, written)
     except OSError as why:
         return [f"{Path(why.filename or folder).name} cannot be read ({why.strerror or why})"]
-    if written is None:
-        return [_without_manifest(folder)]
-    return differences(written, found) if written else [f"{NAME} is not what was written"]
+    return differences(written, found)
 
 
 def differences(written: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
@@ -162,9 +164,9 @@ def _read_manifest(folder: Path) -> dict[str, str] | None:
     return {line[2]: line[1] for line in found if line} if all(found) and not rest else {}
 
 
-def _at_a_glance(folder: Path, written: Mapping[str, str] | None) -> dict[str, str]:
+def _at_a_glance(folder: Path, written: Mapping[str, str]) -> dict[str, str]:
     """What the checksums would be if all files that are there were as they were written."""
-    return {name: (written or {}).get(name, "") for name in files_below(folder, "state")}
+    return {name: written.get(name, "") for name in files_below(folder, "state")}
 
 
 def _without_manifest(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """mlm-jax train"""
 
 from mlm_jax.commands import add_config, command_parser, parse, path
-from mlm_jax.distributed import lead, together
+from mlm_jax.distributed import lead
 from mlm_jax.door import load_config
 from mlm_jax.host import keep_freed_memory, set_xla_flags
 from mlm_jax.profiling import Span
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     run = load_config(args.config, overrides)
     keep_freed_memory()
     set_xla_flags(run.train.xla)
-    with StopSignals() as stop, together():
+    with StopSignals() as stop:
         from mlm_jax.loop import train  # jax comes in here: --help and bad settings answer at once
         from mlm_jax.summary import summary
 

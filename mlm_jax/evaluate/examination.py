@@ -46,7 +46,7 @@ class Examination:
             parts = {name: parts[name] for name in parts if name in ("eval", "baselines")}
         done = lead_says(lambda: sorted(self.rows.names(step)))
         for name, write in parts.items():
-            at("evaluate", step)
+            at("compile", step)  # programs of its own, the first time
             if self.stop:
                 return False
             if name not in done:
@@ -62,7 +62,7 @@ class Examination:
         for k in range(min(self.run.train.eval_batches, -(-n_samples // B))):
             if self.stop:
                 return
-            at("evaluate", step)
+            at("evaluate" if k else "compile", step)
             batch = self.feed.batch(k, once=True)
             sums = self.steps.evaluate(params, batch)
             nats, weight = nats + float(sums[0]), weight + float(sums[1])
