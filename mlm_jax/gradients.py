@@ -20,11 +20,12 @@ def added_up_once(layout: Layout, microbatches: int) -> bool:
     So do rules by hand that have dp split weights, or cp anything but sequences. A pipeline has a
     shard_map of its own.
     """
-    dims = {axis: {d for d in layout.rules if axis in layout.axes(d)} for axis in BATCH_AXES}
-    usual = dims["dp"] <= {"batch"} and dims["cp"] <= {"seq", "residual_seq"}
-    split = layout.mesh.shape["dp"] > 1 or layout.context > 1
-    pipeline = layout.mesh.shape["pp"] > 1
-    return microbatches > 1 and split and usual and layout.zero < 2 and not pipeline
+    sizes = layout.mesh.shape
+    own = {"batch": ["dp"], "seq": ["cp"], "residual_seq": ["cp"]}
+    usual = {dim: [a for a in own.get(dim, []) if sizes[a] > 1] for dim in layout.rules}
+    rules = {dim: [a for a in layout.axes(dim) if a in BATCH_AXES] for dim in layout.rules}
+    split = any(sizes[a] > 1 for a in BATCH_AXES) and rules == usual
+    return microbatches > 1 and split and layout.zero < 2 and sizes["pp"] == 1
 
 
 def over_parts_of_batch(sums: Callable[..., Any], layout: Layout) -> Callable[..., Any]:

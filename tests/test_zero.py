@@ -90,6 +90,24 @@ def train(style, remat, accumulate, noisy, dtype, **sizes):
         return losses, named(state.params), watched
 
 
+RULES = [  # by hand: what the usual rules split over dp and cp, split otherwise
+    {"batch": ("dp", "cp"), "seq": (), "residual_seq": ()},
+    {"seq": (), "residual_seq": ()},  # cp idles
+    {"embed": ("fsdp", "dp")},
+]
+
+
+@pytest.mark.parametrize(
+    "rules", [RULES[0], *(pytest.param(r, marks=pytest.mark.slow) for r in RULES[1:])], ids=str
+)
+def test_rules_by_hand_leave_adding_up_to_xla_and_the_numbers_as_they_are(rules):
+    losses, params, _ = train("llama", "none", 4, True, "float64", dp=2, cp=2, rules=rules)
+    expected = on_one_device("llama", True, "float64")
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-13)
+    for name, value in params.items():
+        np.testing.assert_allclose(value, expected[1][name], rtol=0, atol=1e-11, err_msg=name)
+
+
 L, D, V, B, T, N = 3, 64, 4096, 32, 32, 4  # N microbatches; the table dwarfs what else is sent
 
 
