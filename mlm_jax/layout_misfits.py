@@ -165,7 +165,7 @@ def changes(case: Case, dim: str) -> Iterator[tuple[str, Iterator[tuple[Any, Cas
         unit = math.lcm(unit, 128) if key == "vocab_size" else unit
         yield key, ((n, case.with_model(key, n)) for n in nearest(getattr(cfg, key), unit))
     elif case.whole:
-        yield "accumulate", accumulations(case)
+        yield "accumulate", accumulations(case, dim)
     if dim == "batch" and train.batch_schedule is None:
         sizes = nearest(train.global_batch_size, train.accumulate * ways)
         resized = ((n, case.with_train(global_batch_size=n)) for n in sizes)
@@ -175,15 +175,17 @@ def changes(case: Case, dim: str) -> Iterator[tuple[str, Iterator[tuple[Any, Cas
         yield axis, ((n, case._replace(layout=new)) for n, new in layouts(case.layout, axis))
 
 
-def accumulations(case: Case) -> Iterator[tuple[str, Case]]:
-    """Other numbers of microbatches; after those that divide a batch, others with other batches."""
+def accumulations(case: Case, dim: str) -> Iterator[tuple[str, Case]]:
+    """Other numbers of microbatches; to fill stages, also those that take another batch."""
     train, ways = case.run.train, case.layout.ways("batch")
-    size, other = train.global_batch_size, nearest(train.accumulate)
-    yield from ((str(n), case.with_train(accumulate=n)) for n in other if size % n == 0)
-    for n in [n for n in other if size % n] if train.batch_schedule is None else []:
-        new = nearest(size, n * ways)[0]
-        text = f"{n} (global_batch_size {new})"
-        yield text, case.with_train(accumulate=n, global_batch_size=new)
+    size, far = train.global_batch_size, lambda n: abs(n - train.accumulate)
+    divisors = [n for n in range(1, size + 1) if size % n == 0 and n != train.accumulate]
+    yield from ((str(n), case.with_train(accumulate=n)) for n in sorted(divisors, key=far))
+    for n in nearest(train.accumulate) if dim == "micros" else []:
+        if size % n:
+            new = nearest(size, n * ways)[0]
+            text = f"{n} (global_batch_size {new})"
+            yield text, case.with_train(accumulate=n, global_batch_size=new)
 
 
 def layouts(layout: "Layout", key: str) -> Iterator[tuple[str, "Layout"]]:

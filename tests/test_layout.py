@@ -234,6 +234,9 @@ MISFITS = [  # settings, devices, what is said: setting, size, and values to try
         "accumulate": 4, "batch_schedule": "0:8 1K:32", "steps": 100}}, 8,
      "train.batch_schedule = '0:8 1K:32' has batches of 8 sequences, and a pipeline needs"
      " layout.pp = 4 microbatches of 8 = 32 at least; try accumulate 16, or such batches"),
+    ({"layout": {"dp": 8}, "train": {"global_batch_size": 97}}, 8,
+     "train.global_batch_size / train.accumulate = 97 does not divide by layout.dp = 8; try"
+     " global_batch_size 96 or 104"),
     ({"layout": {"dp": 8}, "train": {"batch_schedule": "0:4 1K:32", "steps": 20}}, 8,
      "train.batch_schedule = '0:4 1K:32' has batches of 4 sequences, which do not divide by"
      " layout.dp = 8; try such batches"),
