@@ -125,12 +125,14 @@ class Pipeline:
             micro = self.micro(place)
             x = self.entering(rest, place, micro, received)
             y = self.run(self.chunk(chunks, place), x, place, micro)
+            onward = self.sent(y, 1)
             found = jax.lax.cond(
                 self.is_last(place) & place.valid,
-                lambda: self.parts.last(rest, y, micro),
-                lambda: (objective, sums),
+                lambda y: self.parts.last(rest, y, micro),
+                lambda _: (objective, sums),
+                after(y, onward),
             )
-            return self.sent(y, 1), found
+            return onward, found
 
         tick = jax.checkpoint(tick, prevent_cse=False) if self.remat == "full" else tick
         ticks = jnp.arange(self.m * self.v + self.p - 1)
@@ -158,12 +160,14 @@ class Pipeline:
             kept = kept.at[slot].set(jnp.where(place.valid, x, kept[slot]))
             return self.sent(self.run(self.chunk(chunks, place), x, place, micro), 1), kept
 
-        def backward(t: jax.Array, received: jax.Array, kept: jax.Array, sums: Any) -> Any:
+        def backward(
+            t: jax.Array, received: jax.Array, kept: jax.Array, sums: Any, came: jax.Array
+        ) -> Any:
             place = self.backward_place(t)
             micro = self.micro(place)
             so_far, d_rest, d_chunks = sums
             run = lambda chunk, x: self.run(chunk, x, place, micro)  # noqa: E731
-            x = kept[place.forward % slots]
+            x = after(kept[place.forward % slots], came)
             y, transposed = jax.vjp(run, self.chunk(chunks, place), x)
 
             def turned(so_far: Tree, d_rest: Tree) -> Any:
@@ -179,21 +183,24 @@ class Pipeline:
             at = 0 if self.v == 1 else place.chunk
             d_chunks = jax.tree.map(lambda s, d: s.at[at].add(d), d_chunks, d_chunk)
 
-            def looked_up(d_rest: Tree) -> Tree:
+            def looked_up(d_rest: Tree, dx: jax.Array) -> Tree:
                 of = lambda rest: self.parts.first(rest, micro).astype(dx.dtype)  # noqa: E731
                 return optax.tree.add(d_rest, jax.vjp(of, rest)[1](dx)[0])
 
+            back = self.sent(dx, -1)
             d_rest = jax.lax.cond(
-                self.is_first(place) & place.valid, looked_up, lambda d_rest: d_rest, d_rest
-            )
-            return self.sent(dx, -1), (so_far, d_rest, d_chunks)
+                self.is_first(place) & place.valid, looked_up, lambda d_rest, _: d_rest,
+                d_rest, after(dx, back),
+            )  # fmt: skip
+            return back, (so_far, d_rest, d_chunks)
 
         def tick(carry: Any, t: jax.Array, fore: bool, back: bool) -> Any:
             came, went, kept, sums = carry
             new_came, new_kept = forward(t, came, kept) if fore else (came, kept)
             # The last stage turns round what it has kept in this very tick.
-            new_went, sums = backward(t, went, new_kept, sums) if back else (went, sums)
-            return (new_came, new_went, new_kept, sums), None
+            if back:
+                went, sums = backward(t, went, new_kept, sums, new_came)
+            return (new_came, went, new_kept, sums), None
 
         carry = (x, x, kept, (sums, zeros(rest), zeros(chunks)))
         first_back, last_fore = self.p * self.v - 1, self.m * self.v + self.p - 1
@@ -205,6 +212,20 @@ class Pipeline:
             )[0]
         sums, *grads = carry[3]
         return sums, tuple(grads)
+
+
+@jax.custom_vjp
+def after(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x, which XLA cannot have before y, an array of the same shape; in backward the other way.
+
+    XLA:CPU runs what does not depend on each other at once, and puts collectives in order, but not
+    those of a `cond`: where one device is first in one and another in the other, both wait for
+    ever. So what a tick sends, computes and sends is one chain.
+    """
+    return x + jnp.minimum(jnp.abs(y), 0)  # 0, but XLA does not know
+
+
+after.defvjp(lambda x, y: (after(x, y), None), lambda _, g: (g, jnp.minimum(jnp.abs(g), 0)))
 
 
 SCHEDULES = {
