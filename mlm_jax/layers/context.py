@@ -134,7 +134,7 @@ class Device:
             return state, ()
 
         dtype = wide(self.q.dtype)
-        zeros = jnp.zeros(self.q.shape, dtype), jnp.full(self.q.shape[:-1], lowest(dtype))
+        zeros = jnp.zeros(self.q.shape, dtype), jnp.full(self.q.shape[:-1], lowest(dtype), dtype)
         (out, lse), _ = self.exchange(self.n, self.own, work, zeros)
         return whole(out.astype(self.q.dtype), 3), whole(lse, 3)
 
