@@ -18,9 +18,13 @@ if ! [[ $n =~ ^[1-9][0-9]*$ ]] || [ "${2:-}" != -- ] || [ $# -lt 3 ]; then
   exit 2
 fi
 shift 2
-if [ $((${DEVICES:-$n} % n)) -ne 0 ]; then
+if ! [[ ${DEVICES:-$n} =~ ^[1-9][0-9]*$ ]] || [ $((${DEVICES:-$n} % n)) -ne 0 ]; then
   echo "local.sh: DEVICES=$DEVICES cannot be shared by $n processes; try DEVICES=$((n * 2))" >&2
   exit 2
+fi
+if ! command -v -- "$1" >/dev/null; then
+  echo "local.sh: $1: command not found" >&2
+  exit 127
 fi
 free='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 export MLM_JAX_COORDINATOR=127.0.0.1:$("${PYTHON:-python3}" -c "$free") MLM_JAX_PROCESSES=$n

@@ -91,6 +91,8 @@ class Layout:
         sizes = {"pp": pp, "dp": dp, "fsdp": fsdp, "ep": ep, "cp": cp, "tp": tp}
         table = RULES | ({"residual_seq": ("cp", "tp")} if sequence_parallel else {})
         table |= {dim: tuple(axes) for dim, axes in (rules or {}).items()}
+        if isinstance(devices, str):
+            raise LayoutError(f"devices={devices!r} are none; presets go with layout.preset")
         unknown = bad_rules(table, tuple(weights), known=RULES)
         refuse(
             "this layout cannot be made",

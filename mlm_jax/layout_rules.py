@@ -26,7 +26,8 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 
 def bad_sizes(sizes: Mapping[str, int], count: int) -> list[str]:
     """Sizes of axes that are none, or do not make up the devices."""
-    if wrong := [f"layout.{a}={n!r} must be at least 1" for a, n in sizes.items() if not n >= 1]:
+    fits = lambda n: isinstance(n, int) and n >= 1  # noqa: E731
+    if wrong := [f"layout.{a}={n!r} is no size; try 1" for a, n in sizes.items() if not fits(n)]:
         return wrong
     problems = [
         f"layout.{axis}={sizes[axis]}: {name} parallelism is not built yet; try {axis}=1"
@@ -36,7 +37,8 @@ def bad_sizes(sizes: Mapping[str, int], count: int) -> list[str]:
     if (used := math.prod(sizes.values())) != count:
         others = used // sizes["dp"]
         fit = f"dp={count // others}" if count % others == 0 else f"sizes whose product is {count}"
-        problems.append(f"{shown_sizes(sizes)} is {used} devices, and there are {count}; try {fit}")
+        shown = shown_sizes(sizes) if used > 1 else "every size 1"
+        problems.append(f"{shown} takes {used} of {count} devices; try {fit}")
     return problems
 
 
@@ -52,9 +54,14 @@ def idle_settings(
 
     checks = [
         idle("sequence_parallel", sequence_parallel, "tp"),
-        (zero == 3, "layout.zero=3: weights are split by layout.fsdp; try layout.preset='zero3'"),
+        (zero == 3,
+         "layout.zero=3: weights are split by layout.fsdp; set that instead of layout.dp"),
         (zero not in (0, 1, 2, 3), f"layout.zero={zero!r} is no stage of ZeRO; try 0, 1 or 2"),
         idle("zero", zero if zero in (1, 2) else None, "dp"),
+        *[(value is not None and value not in known,
+           f"layout.{key}={value!r} is not one of {either(known)}")
+          for key, value, known in (("pipeline", pipeline, ("gpipe", "circular", "1f1b")),
+                                    ("cp_attention", cp_attention, ("ring", "all_gather")))],
         idle("pipeline", pipeline, "pp"),
         idle("chunks", chunks, "pp"),
         (sizes["pp"] > 1 and pipeline == "gpipe" and (chunks or 1) > 1,

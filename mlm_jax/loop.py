@@ -225,7 +225,14 @@ class Story:
         begun = time.perf_counter()
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         size = self.sizes.size(k)
-        self.rows.write("event", k, event="compiling", parameters=parameters, batch_size=size)
+        self.rows.write(
+            "event",
+            k,
+            event="compiling",
+            parameters=parameters,
+            batch_size=size,
+            layout=self.layout.sizes,
+        )
         step_fn = self.steps.train.lower(state, self.feed.batch(k)).compile()
         memory = step_fn.memory_analysis()
         self.rows.write(

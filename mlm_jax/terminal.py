@@ -43,7 +43,8 @@ class Terminal:
             begin = f"resuming at step {step}: " if step and self._compiled == 1 else ""
             if self._compiled > 1:
                 begin = f"from step {step + 1} on batches have {size} sequences: "
-            self.say(f"{begin}compiling a step of {parameters}")
+            under = f" under {row['layout']}" if "=" in row.get("layout", "") else ""
+            self.say(f"{begin}compiling a step of {parameters}{under}")
         elif row.get("event") == "sample":
             head = f"sample  step {row['step']}  "
             prompt, text = (

@@ -99,8 +99,8 @@ def test_single_takes_one_device_of_many():
     [
         ({"dp": -1, "tp": -1}, ["layout.dp=-1 and layout.tp=-1", "at most one"]),
         ({"dp": -1, "tp": 3}, ["tp=3 takes 3 devices", "8 there are", "product divides 8"]),
-        ({"dp": 2, "tp": 2}, ["dp=2 tp=2 is 4 devices", "there are 8", "try dp=4"]),
-        ({"dp": 3, "tp": 3}, ["dp=3 tp=3 is 9 devices", "there are 8"]),
+        ({"dp": 2, "tp": 2}, ["dp=2 tp=2 takes 4 of 8 devices", "try dp=4"]),
+        ({"dp": 3, "tp": 3}, ["dp=3 tp=3 takes 9 of 8 devices"]),
         ({"sequence_parallel": True}, ["layout.sequence_parallel=True", "layout.tp=1", "leave it"]),
         ({"zero": 1, "fsdp": 8}, ["layout.zero=1 does nothing with layout.dp=1; leave it out"]),
         ({"ep": 2}, ["layout.ep=2", "not built yet", "try ep=1"]),

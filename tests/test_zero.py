@@ -187,7 +187,10 @@ def test_the_state_is_the_same_in_stages_1_and_2():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"zero": 3}, "layout.zero=3: weights are split by layout.fsdp; try layout.preset='zero3'"),
+        (
+            {"zero": 3},
+            "layout.zero=3: weights are split by layout.fsdp; set that instead of layout.dp",
+        ),
         ({"zero": 4}, "layout.zero=4 is no stage of ZeRO; try 0, 1 or 2"),
         ({"zero": 2, "fsdp": 8}, "layout.zero=2 does nothing with layout.dp=1; leave it out"),
     ],

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     try:
         layout = Layout.from_config(run, devices)
     except LayoutError as why:
-        if args.devices is None:
+        if args.devices is None and "devices" in str(why):
             raise LayoutError(f"{why}\nor imagine more devices: --devices N") from None
         raise
     state = abstract_state(run, layout)
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     count = sum(math.prod(r["shape"]) for r in rows)
     held = sum(r["bytes"] for r in rows)
     mesh = " ".join(f"{axis}={n}" for axis, n in layout.mesh.shape.items())
+    mesh += "" if args.devices or devices > 1 else " (one device; --devices N imagines more)"
     print(f"\n{count:,} parameters; mesh {mesh}")
     moments = bytes_held(state.opt_state)
     print(

@@ -34,9 +34,10 @@ def main(argv: list[str]) -> int:
 
         outcome = train(run, args.workdir, stop, args.profile)
     if outcome.stopped:
-        where = f"saved at step {outcome.saved}" if outcome.saved else "nothing was saved yet"
+        where = f"saved at step {outcome.saved}. The same command goes on from there"
+        where = where if outcome.saved else "nothing was saved yet. The same command begins anew"
         if lead():
-            print(f"stopped on request; {where}. The same command goes on from there.")
+            print(f"stopped on request; {where}.")
         return STOPPED
     if lead():
         print(summary(args.workdir))

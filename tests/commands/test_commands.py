@@ -210,7 +210,7 @@ def test_help_config_lists_every_setting_with_its_choices(capsys):
         ({"layout.tp": 8}, "model.n_heads = 4 does not divide by layout.tp = 8; try n_heads 8"),
         ({"layout.tp": 3}, "tp=3 takes 3 devices at a time, which does not divide the 8"),
         ({"layout.tp": 16}, "tp=16 takes 16 devices"),
-        ({"layout.dp": 2}, "dp=2 is 2 devices, and there are 8; try dp=8"),
+        ({"layout.dp": 2}, "dp=2 takes 2 of 8 devices; try dp=8"),
         ({"layout.dp": -1, "layout.tp": -1}, "at most one takes the rest"),
         (
             {"train.global_batch_size": 4},
