@@ -148,70 +148,76 @@ class Pipeline:
     def one_forward_one_backward(self, rest: Tree, chunks: Tree) -> tuple[Tree, Tree]:
         """The same, with the memory of 2 p v - 1 stage inputs whatever the microbatches."""
         _, sums, x = self.nothing(rest)
-        slots = 2 * self.p * self.v - 1
-        kept = jnp.zeros((slots, *x.shape), x.dtype)
+        kept = jnp.zeros((2 * self.p * self.v - 1, *x.shape), x.dtype)
         zeros = partial(jax.tree.map, lambda w: jnp.zeros(w.shape, wide(w.dtype)))
 
-        def forward(t: jax.Array, received: jax.Array, kept: jax.Array) -> Any:
-            place = self.forward_place(t)
-            micro = self.micro(place)
-            x = self.entering(rest, place, micro, received)
-            slot = place.forward % slots
-            kept = kept.at[slot].set(jnp.where(place.valid, x, kept[slot]))
-            return self.sent(self.run(self.chunk(chunks, place), x, place, micro), 1), kept
-
-        def backward(
-            t: jax.Array, received: jax.Array, kept: jax.Array, sums: Any, came: jax.Array
-        ) -> Any:
-            place = self.backward_place(t)
-            micro = self.micro(place)
-            so_far, d_rest, d_chunks = sums
-            run = lambda chunk, x: self.run(chunk, x, place, micro)  # noqa: E731
-            x = after(kept[place.forward % slots], came)
-            y, transposed = jax.vjp(run, self.chunk(chunks, place), x)
-
-            def turned(so_far: Tree, d_rest: Tree) -> Any:
-                of = lambda rest, y: self.parts.last(rest, y, micro)  # noqa: E731
-                (_, found), (d, dy) = jax.value_and_grad(of, (0, 1), has_aux=True)(rest, y)
-                return optax.tree.add(so_far, found), optax.tree.add(d_rest, d), dy
-
-            so_far, d_rest, dy = jax.lax.cond(
-                self.is_last(place) & place.valid,
-                turned, lambda *sums: (*sums, received), so_far, d_rest,
-            )  # fmt: skip
-            d_chunk, dx = transposed(jnp.where(place.valid, dy, 0))
-            at = 0 if self.v == 1 else place.chunk
-            d_chunks = jax.tree.map(lambda s, d: s.at[at].add(d), d_chunks, d_chunk)
-
-            def looked_up(d_rest: Tree, dx: jax.Array) -> Tree:
-                of = lambda rest: self.parts.first(rest, micro).astype(dx.dtype)  # noqa: E731
-                return optax.tree.add(d_rest, jax.vjp(of, rest)[1](dx)[0])
-
-            back = self.sent(dx, -1)
-            d_rest = jax.lax.cond(
-                self.is_first(place) & place.valid, looked_up, lambda d_rest, _: d_rest,
-                d_rest, after(dx, back),
-            )  # fmt: skip
-            return back, (so_far, d_rest, d_chunks)
-
         def tick(carry: Any, t: jax.Array, fore: bool, back: bool) -> Any:
-            came, went, kept, sums = carry
-            new_came, new_kept = forward(t, came, kept) if fore else (came, kept)
-            # The last stage turns round what it has kept in this very tick.
-            if back:
-                went, sums = backward(t, went, new_kept, sums, new_came)
-            return (new_came, went, new_kept, sums), None
+            came, went, kept, totals = carry
+            if fore:
+                came, kept = self.forward(t, rest, chunks, came, kept)
+            if back:  # after it: the last stage turns round what it has kept in this very tick
+                went, totals = self.backward(t, rest, chunks, went, kept, came, totals)
+            return (came, went, kept, totals), None
 
         carry = (x, x, kept, (sums, zeros(rest), zeros(chunks)))
         first_back, last_fore = self.p * self.v - 1, self.m * self.v + self.p - 1
         phases = ((0, first_back, True, False), (first_back, last_fore, True, True),
                   (last_fore, last_fore + first_back, False, True))  # fmt: skip
         for start, stop, fore, back in phases:
-            carry = jax.lax.scan(
-                partial(tick, fore=fore, back=back), carry, jnp.arange(start, stop)
-            )[0]
+            ticks = jnp.arange(start, stop)
+            carry = jax.lax.scan(partial(tick, fore=fore, back=back), carry, ticks)[0]
         sums, *grads = carry[3]
         return sums, tuple(grads)
+
+    def forward(
+        self, t: jax.Array, rest: Tree, chunks: Tree, received: jax.Array, kept: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What came from the stage before, of this tick; and the inputs kept for backward."""
+        place = self.forward_place(t)
+        micro = self.micro(place)
+        x = self.entering(rest, place, micro, received)
+        slot = place.forward % len(kept)
+        kept = kept.at[slot].set(jnp.where(place.valid, x, kept[slot]))
+        return self.sent(self.run(self.chunk(chunks, place), x, place, micro), 1), kept
+
+    def backward(
+        self, t: jax.Array, rest: Tree, chunks: Tree, received: jax.Array, kept: jax.Array,
+        came: jax.Array, totals: Any,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """What came back from the stage behind, of this tick; and sums and gradients so far.
+
+        It waits for `came`, the last of this tick's forward.
+        """
+        place = self.backward_place(t)
+        micro = self.micro(place)
+        so_far, d_rest, d_chunks = totals
+        run = lambda chunk, x: self.run(chunk, x, place, micro)  # noqa: E731
+        x = after(kept[place.forward % len(kept)], came)
+        y, transposed = jax.vjp(run, self.chunk(chunks, place), x)
+
+        def turned(so_far: Tree, d_rest: Tree) -> Any:
+            of = lambda rest, y: self.parts.last(rest, y, micro)  # noqa: E731
+            (_, found), (d, dy) = jax.value_and_grad(of, (0, 1), has_aux=True)(rest, y)
+            return optax.tree.add(so_far, found), optax.tree.add(d_rest, d), dy
+
+        so_far, d_rest, dy = jax.lax.cond(
+            self.is_last(place) & place.valid,
+            turned, lambda *sums: (*sums, received), so_far, d_rest,
+        )  # fmt: skip
+        d_chunk, dx = transposed(jnp.where(place.valid, dy, 0))
+        at = 0 if self.v == 1 else place.chunk
+        d_chunks = jax.tree.map(lambda s, d: s.at[at].add(d), d_chunks, d_chunk)
+        back = self.sent(dx, -1)
+
+        def looked_up(d_rest: Tree, dx: jax.Array) -> Tree:
+            of = lambda rest: self.parts.first(rest, micro).astype(dx.dtype)  # noqa: E731
+            return optax.tree.add(d_rest, jax.vjp(of, rest)[1](dx)[0])
+
+        d_rest = jax.lax.cond(
+            self.is_first(place) & place.valid, looked_up, lambda d_rest, _: d_rest,
+            d_rest, after(dx, back),
+        )  # fmt: skip
+        return back, (so_far, d_rest, d_chunks)
 
 
 @jax.custom_vjp
