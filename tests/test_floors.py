@@ -20,7 +20,7 @@ ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
         "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits",
-        "layout_rules", "mesh", "distributed", "watchdog", "stop", "host", "metrics", "terminal",
+        "layout_rules", "mesh", "distributed", "watchdog", "links", "stop", "host", "metrics", "terminal",
         "boards", "profiling",
     },
     {"layers/", "data/"},

@@ -85,6 +85,7 @@ def test_a_run_learns_and_writes_what_it_promises(calm):
     assert sorted(p.name for p in (calm / "checkpoints").iterdir()) == ["10", "20"]
 
 
+@pytest.mark.slow
 def test_another_layout_restores_the_same_bits_and_goes_on_alike(calm, tmp_path):
     first, second = tiny(train__steps=10, optimizer__decay_steps=20), tiny(layout__preset="fsdp_tp")
     train(first, tmp_path)

@@ -63,7 +63,7 @@ LONG = settings(  # an example takes seconds: a failing one is shown as it was d
 )  # fmt: skip
 
 
-@settings(LONG, max_examples=5, derandomize=True)
+@settings(LONG, max_examples=3, derandomize=True)
 @given(cases())
 def test_a_checkpoint_fits_every_layout(case):
     check(case)

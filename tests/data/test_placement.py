@@ -48,9 +48,8 @@ def test_a_feed_gives_the_batches_of_every_size():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    "layout", ["rows apart", pytest.param("rows shared", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_restart_under_another_process_count_goes_on_with_the_same_batches(layout, tmp_path):
     settings = SETTINGS | LAYOUTS[layout]
     train = open_data(load_config("quickstart", settings)).train

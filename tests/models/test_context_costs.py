@@ -127,11 +127,9 @@ def temporary(n, seq_len, remat, cp_attention=None):
     return step.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    ("remat", "cp_attention"),
-    [("none", "ring"), *(pytest.param(*c, marks=pytest.mark.slow) for c in
-     (("none", "all_gather"), ("full", "ring"), ("full", "all_gather")))],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("cp_attention", ["ring", "all_gather"])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_memory_of_a_long_sequence_falls_by_cp(remat, cp_attention):
     """Of the rest, weights and their gradients, a device holds as much whatever cp is."""
     whole = temporary(1, 1024, remat)

@@ -181,7 +181,11 @@ def test_beside_stages_and_accumulation_only_weights_are_gathered(sizes):
     assert (T_MODEL, 64) in weights  # learned positions
 
 
-@pytest.mark.parametrize("sizes", [{"pp": 2, "cp": 2}, {"pp": 2, "dp": 2, "chunks": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({"pp": 2, "cp": 2}, marks=slow), {"pp": 2, "dp": 2, "chunks": 2}],
+    ids=str,
+)
 def test_in_bfloat16_stages_are_as_exact_as_one_device(sizes):
     given = {"n_layers": 4, "dropout": 0.1}
     found = {}
