@@ -20,8 +20,8 @@ ROOT = Path(mlm_jax.__file__).parent
 FLOORS = (
     {
         "errors", "config", "misfits", "batch_sizes", "door", "layout", "layout_misfits",
-        "layout_rules", "mesh", "distributed", "watchdog", "links", "stop", "host", "metrics", "terminal",
-        "boards", "profiling",
+        "layout_rules", "mesh", "distributed", "watchdog", "links", "stop", "host", "metrics",
+        "terminal", "boards", "profiling",
     },
     {"layers/", "data/"},
     {"models/", "losses", "optimizer", "schedules"},
