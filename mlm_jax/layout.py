@@ -213,7 +213,6 @@ class Layout:
         Raises LayoutError for a weight whose names do not match its rank, are unknown, or put two
         of its dims on one mesh axis.
         """
-        is_weight = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
 
         def sharding(path: tuple, w: Any) -> NamedSharding | P:
             dims = self._dims(path, w)
@@ -296,9 +295,7 @@ class Layout:
     def explain(self, params: nnx.State) -> list[dict]:
         """One row a weight: path, shape, dims, the rules that fired, spec, bytes a device holds."""
         rows = []
-        for path, w in jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-        ):
+        for path, w in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight):
             dims = self._dims(path, w)
             fired = [f"{d}={','.join(self.axes(d))}" for d in dims if self.axes(d)]
             held = math.prod(self.sharding(*dims).shard_shape(w.shape)) * w.dtype.itemsize
@@ -327,6 +324,10 @@ class Layout:
         if problem:
             raise LayoutError(f"weight {path_name(path)} with dims {dims} {problem}")
         return dims
+
+
+def is_weight(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
 
 
 def path_name(path: tuple) -> str:

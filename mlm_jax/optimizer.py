@@ -15,8 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from mlm_jax.config import OptimizerConfig, RunConfig
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import path_name
+from mlm_jax.layout import is_weight, path_name
 from mlm_jax.schedules import make_decay_schedule, make_schedule
 
 COPIES = ("layer", "expert")  # as first dims they count weights of one kind

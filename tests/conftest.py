@@ -109,8 +109,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     """Arrays by the path of their weight: blocks.mlp.up."""
     import jax
 
-    from mlm_jax.layers.weight import is_weight
-    from mlm_jax.layout import path_name
+    from mlm_jax.layout import is_weight, path_name
 
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
     return {path_name(path): np.asarray(w[...] if is_weight(w) else w) for path, w in leaves}

@@ -14,8 +14,7 @@ from mlm_jax.__main__ import main
 from mlm_jax.commands import add_config, command_parser, parse, path
 from mlm_jax.config import ModelConfig
 from mlm_jax.door import load_config, shipped_configs
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import Layout
+from mlm_jax.layout import Layout, is_weight
 from mlm_jax.models import declare
 
 CONFIGS = sorted(shipped_configs().glob("*.py"))

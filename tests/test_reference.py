@@ -15,8 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from mlm_jax.door import from_dict
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import path_name
+from mlm_jax.layout import is_weight, path_name
 from mlm_jax.losses import next_token_nats
 from mlm_jax.step import make_steps
 from tests.conftest import named, place, tiny_layout

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import path_name
+from mlm_jax.layout import is_weight, path_name
 
 
 class Size(NamedTuple):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mlm_jax.config import ModelConfig
 from mlm_jax.errors import LayoutError
-from mlm_jax.layout import Layout, path_name
+from mlm_jax.layout import Layout, is_weight, path_name
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -156,10 +156,6 @@ def renamed(params: nnx.State, layout: Layout) -> nnx.State:
     if idle := [regex for regex, _ in layout.weights if regex not in used]:
         raise LayoutError(f"layout.weights: no weight is called {idle}; `explain` lists them")
     return named
-
-
-def is_weight(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Variable)
 
 
 def weight_names(params: Any) -> list[str]:

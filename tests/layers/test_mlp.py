@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.layers.mlp import Mlp
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import path_name
+from mlm_jax.layout import is_weight, path_name
 from tests.conftest import tiny_layout, tiny_run
 
 

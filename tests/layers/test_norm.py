@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.layers.norm import NORMS
-from mlm_jax.layers.weight import is_weight
-from mlm_jax.layout import path_name
+from mlm_jax.layout import is_weight, path_name
 from tests.conftest import tiny_run
 
 D, EPS = 64, 1e-3
