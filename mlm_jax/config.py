@@ -19,21 +19,37 @@ def setting(default: Any, doc: str, *, low: float | None = None, below: float | 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["gpt"] = setting("gpt", "decoder-only transformer")
-    n_layers: int = setting(4, "blocks", low=1)
+    family: Literal["gpt", "bert", "t5"] = setting(
+        "gpt", "gpt: decoder; bert: encoder; t5: encoder and decoder"
+    )
+    n_layers: int = setting(4, "blocks; t5: of the encoder", low=1)
+    n_decoder_layers: int = setting(
+        None, "blocks of a decoder beside an encoder; None: n_layers", low=1
+    )
     d_model: int = setting(128, "width of the residual stream", low=1)
     n_heads: int = setting(4, "query heads", low=1)
     n_kv_heads: int = setting(None, "key/value heads, GQA; None: n_heads", low=1)
     head_dim: int = setting(None, "size of a head; None: d_model / n_heads", low=1)
     d_mlp: int = setting(None, "hidden size of the feed-forward; None: 4 d_model", low=1)
     vocab_size: int = setting(2048, "the tokenizer's size; weights have 128 k rows", low=2)
-    seq_len: int = setting(256, "context length, tokens", low=2)
+    seq_len: int = setting(256, "context length, tokens; t5: of the encoder", low=2)
+    target_len: int = setting(None, "of a decoder beside an encoder; None: seq_len", low=2)
     norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "norm before each block, and last")
     norm_eps: float = setting(1e-5, "added to the variance", low=0.0)
-    positions: Literal["learned", "rotary", "none"] = setting(
-        "learned", "how a token knows its place; none: by what it sees only"
+    norm_placement: Literal["pre", "post", "both"] = setting(
+        "pre",
+        "what is normed: what a half of a block reads; post: the residual stream after it (BERT);"
+        " both: what it reads, and what it gives (Gemma 2)",
     )
+    norm_zero_centered: bool = setting(False, "norms are stored less 1 (Gemma, layernorm_1p)")
+    positions: Literal["learned", "rotary", "relative", "none"] = setting(
+        "learned", "how a token knows its place; relative: T5's; none: by what it sees only"
+    )
+    rotary_share: float = setting(1.0, "of a head's numbers that rotate, the first", low=0, below=2)
     rotary_base: float = setting(10000.0, "base of rotary frequencies", low=2.0)
+    rotary_local_base: float | None = setting(
+        None, "in layers with a window, without scaling (Gemma 3); None: rotary_base", low=2.0
+    )
     rope_scaling: Literal["none", "linear", "llama3", "yarn"] = setting(
         "none", "how rotary frequencies are slowed down for a context longer than trained on"
     )
@@ -48,18 +64,35 @@ class ModelConfig:
     global_every: int | None = setting(
         None, "every n-th layer has no window; None: all have", low=2
     )
-    activation: Literal["gelu", "gelu_exact", "squared_relu", "swiglu", "geglu"] = setting(
+    relative_buckets: int = setting(32, "of distances between tokens (relative)", low=4)
+    relative_distance: int = setting(128, "tokens from which on all are one (relative)", low=8)
+    activation: Literal["gelu", "gelu_exact", "relu", "squared_relu", "swiglu", "geglu"] = setting(
         "gelu", "gelu: tanh; exact: erf; swiglu and geglu have a gate"
     )
-    parallel: bool = setting(False, "attention and feed-forward read the same norm (PaLM)")
+    parallel: bool = setting(False, "attention and feed-forward read the same input (PaLM)")
+    parallel_norms: int = setting(
+        1,
+        "of a parallel block; 2: one for attention, one for feed-forward (GPT-NeoX)",
+        low=1,
+        below=3,
+    )
     qk_norm: bool = setting(False, "norm of each head's query and key")
     attention_softcap: float = setting(0.0, "c tanh(s / c) of attention scores; 0: none", low=0.0)
     logit_softcap: float = setting(0.0, "the same of the logits; 0: none", low=0.0)
     attention: Literal["auto", "xla", "cudnn"] = setting(
         "auto", "kernel; auto: cudnn where it fits"
     )
-    bias: bool = setting(True, "biases in linear layers")
+    bias: bool = setting(True, "biases in linear layers and norms")
+    qkv_bias: bool = setting(None, "of queries, keys and values; None: bias")
+    o_bias: bool = setting(None, "of attention's output; None: bias")
+    mlp_bias: bool = setting(None, "of feed-forwards; None: bias")
+    norm_bias: bool = setting(None, "of layernorm; None: bias")
     tied: bool = setting(True, "the output projection is the embedding table")
+    token_types: int = setting(0, "kinds of token that have a vector each: BERT's segments", low=0)
+    embedding_norm: bool = setting(False, "norm of the embeddings, before the first block")
+    mlm_head: bool = setting(True, "bert: layer, norm and bias before the logits of hidden words")
+    pooler: bool = setting(True, "bert: layer that reads the first token of a text")
+    order_head: bool = setting(True, "bert: tells by the pooler if two segments are in order")
     dropout: float = setting(0.0, "share dropped: embedding, both block outputs", low=0, below=1)
     dtype: Literal["float32", "bfloat16", "float64"] = setting(
         "float32", "of matrix products; parameters stay float32 (float64 only with float64)"
@@ -79,6 +112,9 @@ class ModelConfig:
             "n_kv_heads": self.n_heads,
             "head_dim": self.d_model // max(self.n_heads, 1),
             "d_mlp": 4 * self.d_model,
+            "n_decoder_layers": self.n_layers,
+            "target_len": self.seq_len,
+            **dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias", "norm_bias"), self.bias),
         }
         for name, value in derived.items():
             if getattr(self, name) is None:
@@ -98,6 +134,16 @@ class ModelConfig:
     def gated(self) -> bool:
         """Whether the feed-forward has a gate: three matrices instead of two."""
         return self.activation in ("swiglu", "geglu")
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only itself and what comes before it."""
+        return self.family != "bert"
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's numbers rotate."""
+        return int(self.head_dim * self.rotary_share)
 
     @property
     def rope_length(self) -> float:
@@ -323,6 +369,9 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
+    init_from: str | None = setting(
+        None, "first weights: a run's folder, or one of Hugging Face's; None: random by train.seed"
+    )
     name: str = setting("run", "title of reports; the spec unless set")
 
     def to_dict(self) -> dict:
@@ -343,7 +392,8 @@ def defaults() -> "ConfigDict":
         s: {f.name: placeholder(f) for f in dataclasses.fields(kind)}
         for s, kind in SECTIONS.items()
     }
-    return ConfigDict({**tree, "name": config_dict.placeholder(str)}).lock()
+    loose = {key: config_dict.placeholder(str) for key in KEYS if "." not in key}
+    return ConfigDict({**tree, **loose}).lock()
 
 
 def takes(field: dataclasses.Field) -> str:
@@ -372,4 +422,4 @@ KEYS: dict[str, dataclasses.Field] = {
     f"{section}.{field.name}": field
     for section, kind in SECTIONS.items()
     for field in dataclasses.fields(kind)
-} | {"name": {f.name: f for f in dataclasses.fields(RunConfig)}["name"]}
+} | {f.name: f for f in dataclasses.fields(RunConfig) if f.name not in SECTIONS}

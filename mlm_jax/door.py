@@ -85,7 +85,8 @@ def from_dict(values: Mapping[str, Any], problems: list[str] | None = None) -> R
         )
         for s, kind in SECTIONS.items()
     }
-    run = RunConfig(**sections, name=good.get("name", "run"))
+    loose = {key: value for key, value in good.items() if "." not in key and value is not None}
+    run = RunConfig(**sections, **loose)
     problems += [p for p in misfits(run) if not any(f"{key}=" in p for key in bad)]
     if problems:
         many = f"{len(problems)} settings" if len(problems) > 1 else "a setting"

@@ -21,7 +21,8 @@ def misfits(run: RunConfig) -> list[str]:
          f"model.head_dim={m.head_dim} is odd; model.positions='rotary' rotates pairs"),
         *[(m.positions != "rotary" and getattr(m, key) != getattr(ModelConfig, key),
            f"model.{key}={getattr(m, key)} does nothing without model.positions='rotary'")
-          for key in ("rotary_base", "rope_scaling", "nope_every")],
+          for key in ("rotary_base", "rotary_share", "rotary_local_base", "rope_scaling",
+                      "nope_every")],
         (m.rope_scaling == "none" and m.rope_factor != 1.0,
          f"model.rope_factor={m.rope_factor} does nothing with model.rope_scaling='none'"),
         (m.rope_scaling != "none" and m.rope_factor == 1.0,
@@ -58,7 +59,50 @@ def misfits(run: RunConfig) -> list[str]:
          f"{t.accumulate}; try accumulate {near_divisors(t.global_batch_size, t.accumulate)}"),
     ]  # fmt: skip
     found = [message for wrong, message in checks if wrong]
-    return found + batch_misfits(run) + data_misfits(run) + optimizer_misfits(run)
+    return (
+        found + family_misfits(m) + batch_misfits(run) + data_misfits(run) + optimizer_misfits(run)
+    )
+
+
+def family_misfits(m: ModelConfig) -> list[str]:
+    """Nouns of a model that its family, or another noun, has no use for."""
+    default = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    default |= {"n_decoder_layers": m.n_layers, "target_len": m.seq_len}
+    checks = [
+        (m.positions == "rotary" and not 2 <= m.rotary_dim <= m.head_dim,
+         f"model.rotary_share={m.rotary_share} is a share of model.head_dim={m.head_dim}, two"
+         " numbers of it or more"),
+        (m.positions == "rotary" and m.rotary_share != 1 and m.rotary_dim % 2,
+         f"model.rotary_share={m.rotary_share} of model.head_dim={m.head_dim} is"
+         f" {m.rotary_dim}: pairs rotate, so it must be even"),
+        (m.rotary_local_base is not None and not m.window,
+         f"model.rotary_local_base={m.rotary_local_base} does nothing without model.window"),
+        (m.parallel and m.norm_placement != "pre",
+         f"model.parallel=True norms what is read; leave model.norm_placement={m.norm_placement!r}"
+         " at 'pre'"),
+        (m.parallel_norms != 1 and not m.parallel,
+         f"model.parallel_norms={m.parallel_norms} does nothing with model.parallel=False"),
+        (m.norm == "rmsnorm" and m.norm_bias and not m.bias,
+         "model.norm_bias=True does nothing with model.norm='rmsnorm'"),
+        (m.order_head and m.family == "bert" and not m.pooler,
+         "model.order_head=True reads the pooler; set model.pooler=True, or order_head=False"),
+        (m.family == "bert" and not m.tied, "model.tied=False: a bert's head is its table"),
+        *[(m.family not in families and getattr(m, key) != default[key],
+           f"model.{key}={getattr(m, key)!r} does nothing with model.family={m.family!r}")
+          for key, families in FAMILY_NOUNS.items()],
+        ((m.positions == "relative") != (m.family == "t5"),
+         f"model.positions={m.positions!r} is not for model.family={m.family!r}; relative is for"
+         " t5 alone"),
+    ]  # fmt: skip
+    return [message for wrong, message in checks if wrong]
+
+
+FAMILY_NOUNS = {  # which families have a use for a noun that is not for all
+    "n_decoder_layers": ("t5",), "target_len": ("t5",),
+    "relative_buckets": ("t5",), "relative_distance": ("t5",),
+    "token_types": ("bert",), "mlm_head": ("bert",), "pooler": ("bert",), "order_head": ("bert",),
+    "window": ("gpt",), "parallel": ("gpt",), "attention_softcap": ("gpt",),
+}  # fmt: skip
 
 
 def batch_misfits(run: RunConfig) -> list[str]:

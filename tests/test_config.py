@@ -133,7 +133,7 @@ def test_a_wrong_value_is_refused_with_what_was_wanted(plain, key, value, wanted
 def test_every_setting_has_a_meaning_and_a_default_that_is_allowed():
     assert all(field.metadata["doc"] for field in KEYS.values())
     assert from_dict({}) == RunConfig()
-    assert {key.partition(".")[0] for key in KEYS} == {*SECTIONS, "name"}
+    assert {key.partition(".")[0] for key in KEYS} == {*SECTIONS, "init_from", "name"}
 
 
 def test_a_run_cannot_be_changed_by_accident(plain):
@@ -465,7 +465,7 @@ def test_every_shipped_config_loads_and_comes_back_from_json(spec):
     run = load_config(spec, {"layout.rules": "mlp=tp,fsdp; heads=", "layout.tp": 2})
     assert from_dict(run.to_dict()) == run
     assert from_dict(json.loads(json.dumps(run.to_dict()))) == run
-    assert run.to_dict().keys() == {*SECTIONS, "name"}
+    assert run.to_dict().keys() == {*SECTIONS, "init_from", "name"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
