@@ -134,10 +134,13 @@ def write_part(
 
 
 def write_documents(
-    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, append_eod: bool
+    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, **how: bool
 ) -> Counts:
-    """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced."""
-    recipe, counts = Recipe(tokenizer, append_eod=append_eod), Counts()
+    """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced.
+
+    how: append_eod, split_sentences, see Recipe.
+    """
+    recipe, counts = Recipe(tokenizer, **how), Counts()
     with IndexedWriter(prefix, recipe.dtype) as writer:
         for chunk in chunks(texts, ON_ALL_CORES):
             n_bytes = sum(len(text.encode()) for text in chunk)
