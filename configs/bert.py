@@ -47,8 +47,8 @@ def get_config(size: str = "base"):
     cfg.data.objective = "masked"
     if tiny:
         m.init_std = 0.06  # as in quickstart
-        cfg.train.steps, cfg.train.global_batch_size = 1500, 32
-        cfg.optimizer.lr, cfg.optimizer.warmup_steps = 2e-3, 100
+        cfg.train.steps, cfg.train.global_batch_size = 800, 16
+        cfg.optimizer.lr, cfg.optimizer.warmup_steps = 3e-3, 50
         cfg.optimizer.weight_decay = 0.01
         return cfg
     m.dropout = 0.1

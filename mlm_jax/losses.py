@@ -57,7 +57,9 @@ def nats_of_hidden(
     n, c, parts = (layout.ways(dim) for dim in ("batch", "seq", "residual_seq"))
     B, T, _ = h_BTD.shape
     if chunks is None:
-        held = B // n * T // c * head_weights[0].shape[0] // layout.ways("vocab")  # logits on a device
+        held = (
+            B // n * T // c * head_weights[0].shape[0] // layout.ways("vocab")
+        )  # logits on a device
         chunks = fewest_chunks(T // parts, held * 4)
 
     def split(x_BT: jax.Array) -> jax.Array:

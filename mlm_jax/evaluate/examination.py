@@ -99,7 +99,8 @@ class Examination:
         """Whether the model writes, and its weights, laid out for that, take no more room than
         training does.
 
-        They do take more where a pipeline's stages do not divide the layers' dims, so that none is split.
+        They do take more where a pipeline's stages do not divide the layers' dims, so that none is
+        split.
         """
         if not self.run.model.causal:
             return False

@@ -107,8 +107,8 @@ def generate_ids(
 def check_writes(model: Any) -> None:
     if not model.cfg.causal:
         raise ConfigError(
-            f"model.family={model.cfg.family!r} writes no text: each of its tokens sees the whole of"
-            " it; call the model for logits of hidden words, or take a gpt"
+            f"model.family={model.cfg.family!r} writes no text: each of its tokens sees the whole"
+            " of it; call the model for logits of hidden words, or take a gpt"
         )
 
 

@@ -13,7 +13,6 @@ from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.weight import Normal, bias, weight, wide
 from mlm_jax.layout import Layout
 
-
 HeadWeights = tuple[jax.Array, jax.Array | None]  # [V, D]; [V] in a head with a bias
 
 
