@@ -57,9 +57,8 @@ def nats_of_hidden(
     n, c, parts = (layout.ways(dim) for dim in ("batch", "seq", "residual_seq"))
     B, T, _ = h_BTD.shape
     if chunks is None:
-        held = (
-            B // n * T // c * head_weights[0].shape[0] // layout.ways("vocab")
-        )  # logits on a device
+        V = head_weights[0].shape[0] // layout.ways("vocab")
+        held = B // n * T // c * V  # logits on a device
         chunks = fewest_chunks(T // parts, held * 4)
 
     def split(x_BT: jax.Array) -> jax.Array:
@@ -87,7 +86,7 @@ def nats_of_hidden(
         return layout.constrain(copies, "batch", "seq", "vocab", *(None,) * (w.ndim - 1))
 
     rows = map(split, (h_BTD, batch["targets"], batch["weights"]))
-    nats = over_chunks(nats_of, jax.tree.map(copied, head_weights), *rows)
+    nats: Any = over_chunks(nats_of, jax.tree.map(copied, head_weights), *rows)
     if "order_weights" not in batch:
         return nats
     order = (model.order_nats(states_BTD, batch["swapped"]) * batch["order_weights"]).sum()

@@ -30,7 +30,7 @@ class Bert(Gpt):
         self.pooler = Dense(cfg, residual=cfg.d_model) if cfg.pooler else None
         self.order = Dense(cfg, order=2) if cfg.order_head else None
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tokens_BT: jax.Array, mask: jax.Array | None = None,
         token_types: jax.Array | None = None, rngs: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip

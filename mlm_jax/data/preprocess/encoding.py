@@ -133,12 +133,10 @@ def write_part(
     return counts._replace(skipped=len(problems)), problems[0] if problems else ""
 
 
-def write_documents(
-    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, **how: bool
-) -> Counts:
+def write_documents(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, **how: Any) -> Counts:
     """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced.
 
-    how: append_eod, split_sentences, see Recipe.
+    how: see Recipe.
     """
     recipe, counts = Recipe(tokenizer, **how), Counts()
     with IndexedWriter(prefix, recipe.dtype) as writer:
