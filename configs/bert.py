@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019), and the sizes of Megatron-LM's first paper (Shoeybi et al. 2019).
 
-On a laptop's CPU, from the docstrings of installed packages, in two minutes:
+On a laptop's CPU, in some minutes, from the docstrings of installed packages; soon below the 6.3
+nats a hidden word that the frequency of words alone gives:
 
 mlm-jax train --config bert:tiny --workdir runs/bert
 
@@ -39,7 +40,7 @@ def get_config(size: str = "base"):
     m, tiny, published = cfg.model, size == "tiny", size in ("tiny", "base", "large")
     m.n_layers, m.d_model, m.n_heads, m.norm_placement = SIZES[size]
     m.family = "bert"
-    m.vocab_size, m.seq_len = (2048, 128) if tiny else (30522, 512)
+    m.vocab_size, m.seq_len = (2048, 64) if tiny else (30522, 512)
     m.token_types = 2
     m.embedding_norm = published
     m.norm_eps = 1e-12 if published else 1e-5
@@ -47,8 +48,8 @@ def get_config(size: str = "base"):
     cfg.data.objective = "masked"
     if tiny:
         m.init_std = 0.06  # as in quickstart
-        cfg.train.steps, cfg.train.global_batch_size = 800, 16
-        cfg.optimizer.lr, cfg.optimizer.warmup_steps = 3e-3, 50
+        cfg.train.steps, cfg.train.global_batch_size = 800, 32
+        cfg.optimizer.lr, cfg.optimizer.warmup_steps = 1e-3, 50
         cfg.optimizer.weight_decay = 0.01
         return cfg
     m.dropout = 0.1
