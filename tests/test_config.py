@@ -341,7 +341,7 @@ def test_a_file_is_found_by_its_path_and_gets_its_argument(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("gpt22", "no config 'gpt22'; did you mean gpt2? shipped: chat, gpt2, gpt3, "),
+        ("gpt22", "no config 'gpt22'; did you mean gpt2? shipped: bert, chat, "),
         ("GPT2:124m", "did you mean gpt2?"),
         ("zzz", "no config 'zzz'; shipped: "),
         ("", "no config ''; shipped: "),
