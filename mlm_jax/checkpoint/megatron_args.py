@@ -13,6 +13,7 @@ from mlm_jax.checkpoint.megatron_script import UNKNOWN, Script
 from mlm_jax.config import KEYS
 from mlm_jax.errors import ConfigError
 
+SIZES = ("num-layers", "hidden-size", "num-attention-heads", "seq-length")
 Flags = dict[str, Any]  # by name without dashes in front; True of one without a value
 SHELL = "only whoever starts the script knows it"
 
@@ -40,7 +41,7 @@ class Translation:
         value = self.text(flag, default)
         if isinstance(value, str | bool):
             try:
-                return int(value) if re.fullmatch(r"[-+]?\d+", str(value)) else float(value)
+                return int(value) if re.fullmatch(r"[-+]?\d+", str(value)) else float(str(value))
             except ValueError:
                 pass
             self.problems.append(f"--{flag} {value}: a number is expected")
@@ -85,11 +86,9 @@ def model_settings(t: Translation) -> None:
     ]
     t.asked.update(IMPOSSIBLE)
     layers, width, heads, length = (
-        t.number(flag) for flag in ("num-layers", "hidden-size", "num-attention-heads", "seq-length")
+        t.number(flag) for flag in SIZES
     )  # fmt: skip
-    needed = {"num-layers": layers, "hidden-size": width, "num-attention-heads": heads,
-              "seq-length": length}  # fmt: skip
-    if missing := [f"--{flag}" for flag, value in needed.items() if not value]:
+    if missing := [f"--{flag}" for flag in SIZES if not t.number(flag)]:
         taken = " (--use-checkpoint-args has them read there)" * t.on("use-checkpoint-args")
         t.problems.append(f"{', '.join(missing)}: needed, and not given{taken}")
         return
@@ -106,7 +105,9 @@ def model_settings(t: Translation) -> None:
     gated = t.on("swiglu")
     usual = int((4 * width * 2 / 3) / 64) * 64 if gated else 4 * width
     if (inner := t.number("ffn-hidden-size", usual)) != 4 * width:
-        t.set("model.d_mlp", inner, *(["ffn-hidden-size"] * ("ffn-hidden-size" in t.flags)), "swiglu")
+        t.set(
+            "model.d_mlp", inner, *(["ffn-hidden-size"] * ("ffn-hidden-size" in t.flags)), "swiglu"
+        )
     _shape_of_blocks(t, gated)
     _positions(t)
     _window(t, length)
@@ -126,8 +127,8 @@ def _shape_of_blocks(t: Translation, gated: bool) -> None:
     if norm is None:
         t.problems.append(f"--normalization {kind}: there are LayerNorm and RMSNorm")
     t.set("model.norm", norm, "normalization")
-    t.set("model.norm_eps", t.number("norm-epsilon", t.number("layernorm-epsilon", 1e-5)), "norm-epsilon",
-          "layernorm-epsilon")  # fmt: skip
+    eps = "layernorm-epsilon" if "layernorm-epsilon" in t.flags else "norm-epsilon"
+    t.set("model.norm_eps", t.number(eps, 1e-5), eps)
     t.set("model.norm_zero_centered", t.on("apply-layernorm-1p"), "apply-layernorm-1p")
     t.set("model.qk_norm", t.on("qk-layernorm"), "qk-layernorm")
     if no_bias:
@@ -214,7 +215,7 @@ def vocabulary(t: Translation) -> int | None:
     kind, size = t.text("tokenizer-type"), t.number("vocab-size")
     if size:
         return size + 1 if str(kind).startswith("Null") else size  # and its end of a document
-    return 50257 if kind == "GPT2BPETokenizer" else None
+    return 50257 if kind == "GPT2BPETokenizer" or "merge-file" in t.flags else None
 
 
 def of_namespace(values: Mapping[str, Any]) -> Flags:

@@ -103,7 +103,8 @@ NEEDLESS = {
     "XLA plans communication; see train.xla": """
         overlap-grad-reduce overlap-param-gather overlap-param-gather-with-optimizer-step
         no-async-tensor-model-parallel-allreduce async-tensor-model-parallel-allreduce
-        ddp-bucket-size ddp-num-buckets ddp-average-in-collective ddp-pad-buckets-for-high-nccl-busbw
+        ddp-bucket-size ddp-num-buckets ddp-average-in-collective
+        ddp-pad-buckets-for-high-nccl-busbw
         distributed-backend distributed-timeout-minutes use-ring-exchange-p2p DDP-impl
         no-overlap-p2p-communication overlap-p2p-communication-warmup-flush tp-comm-overlap
         tp-comm-overlap-cfg disable-tp-comm-overlap-ag disable-tp-comm-overlap-rs
@@ -115,7 +116,9 @@ NEEDLESS = {
     "it is always so here": """
         attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32 exit-signal-handler
         use-cpu-initialization calculate-per-token-loss no-check-for-nan-in-loss-and-grad
-        check-for-nan-in-loss-and-grad deterministic-mode no-query-key-layer-scaling exit-on-missing-checkpoint verify-integrity data-parallel-random-init no-data-sharding
+        check-for-nan-in-loss-and-grad deterministic-mode no-query-key-layer-scaling
+        exit-on-missing-checkpoint verify-integrity data-parallel-random-init
+        no-data-sharding
         ckpt-assume-constant-structure""",
     "it changes numbers of fp16 only": "apply-query-key-layer-scaling",
     "tables have their rows rounded up to 128, whatever the mesh": """

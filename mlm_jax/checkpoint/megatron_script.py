@@ -124,7 +124,11 @@ class Script:
             return self._quoted()
         if c in "$`":
             pieces = self._expansion()
-            return [word for piece in pieces for word in re.findall(SPLIT, piece)] if splits else pieces
+            return (
+                [word for piece in pieces for word in re.findall(SPLIT, piece)]
+                if splits
+                else pieces
+            )
         self.at += 1
         return [c]
 
