@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mlm_jax.checkpoint.forms import (
     AS_IS,
+    FUSED_GLU,
     FUSED_QKV,
     GROUPED_QKV,
     PER_TOKEN,
@@ -180,3 +181,31 @@ T5 = (
     *_t5_stack("decoder", ("attention", "SelfAttention"), ("cross", "EncDecAttention")),
     row("head.weight", "lm_head.weight", PER_TOKEN),
 )
+
+
+def _megatron() -> Table:
+    """As TransformerEngine's layers are called, whose norms are part of the matrix behind them."""
+    attention, mlp = "decoder.layers.{}.self_attention", "decoder.layers.{}.mlp"
+    qkv_norm, mlp_norm = f"{attention}.linear_qkv.layer_norm", f"{mlp}.linear_fc1.layer_norm"
+    halves, biases = (tuple(f"blocks.mlp.{w}{b}" for w in ("gate", "up")) for b in ("", "_bias"))
+    return (
+        row("embedding.tokens", "embedding.word_embeddings.weight", PER_TOKEN),
+        row("embedding.positions", "embedding.position_embeddings.weight"),
+        row("blocks.attention_norm.scale", f"{qkv_norm}_weight"),
+        row("blocks.attention_norm.bias", f"{qkv_norm}_bias"),
+        *qkv("blocks", f"{attention}.linear_qkv", GROUPED_QKV),
+        *linear("blocks.attention.o", f"{attention}.linear_proj"),
+        *norm("blocks.attention.q_norm", f"{attention}.q_layernorm"),
+        *norm("blocks.attention.k_norm", f"{attention}.k_layernorm"),
+        row("blocks.mlp_norm.scale", f"{mlp_norm}_weight"),
+        row("blocks.mlp_norm.bias", f"{mlp_norm}_bias"),
+        Row(halves, (f"{mlp}.linear_fc1.weight",), FUSED_GLU),
+        Row(biases, (f"{mlp}.linear_fc1.bias",), FUSED_GLU),
+        *linear("blocks.mlp.up", f"{mlp}.linear_fc1"),
+        *linear("blocks.mlp.down", f"{mlp}.linear_fc2"),
+        *norm("norm", "decoder.final_layernorm"),
+        row("head.weight", "output_layer.weight", PER_TOKEN),
+    )
+
+
+MEGATRON = _megatron()
