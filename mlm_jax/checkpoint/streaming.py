@@ -147,3 +147,39 @@ def write_layer(sharding: NamedSharding) -> Any:
         write, mesh=sharding.mesh, in_specs=(spec, spec, P()), out_specs=spec, check_vma=False
     )
     return jax.jit(inside, donate_argnums=0)
+
+
+def read_layer(weight: jax.Array, layer: int | None) -> np.ndarray:
+    """One layer of a stacked weight (None: a whole one), on the host; all processes take part."""
+    sharding = weight.sharding
+    assert isinstance(sharding, NamedSharding)
+    whole = _whole_on_each(sharding)(weight) if layer is None else None
+    whole = layer_on_each(sharding)(weight, layer) if whole is None else whole
+    return np.asarray(whole.addressable_data(0))
+
+
+@functools.cache
+def _whole_on_each(sharding: NamedSharding) -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, P()))
+
+
+@functools.cache
+def layer_on_each(sharding: NamedSharding) -> Any:
+    """layer(stack, i) on every device; of a pipeline's stages the one that has it sends it."""
+    stages, *within = (*sharding.spec, None)
+
+    def layer(stack: jax.Array, i: jax.Array) -> jax.Array:
+        if not stages:
+            return jax.lax.dynamic_index_in_dim(stack, i, 0, keepdims=False)
+        n = stack.shape[0]
+        i -= jax.lax.axis_index(stages) * n
+        found = jax.lax.dynamic_index_in_dim(stack, jnp.clip(i, 0, n - 1), 0, keepdims=False)
+        bits = found.view(f"uint{8 * found.dtype.itemsize}")  # a sum would lose the sign of -0.0
+        bits = jax.lax.psum(jnp.where((i >= 0) & (i < n), bits, 0), stages)
+        return bits.view(found.dtype)
+
+    inside = jax.shard_map(
+        layer, mesh=sharding.mesh, in_specs=(sharding.spec, P()), out_specs=P(*within[:-1]),
+        check_vma=False,
+    )  # fmt: skip
+    return jax.jit(inside, out_shardings=NamedSharding(sharding.mesh, P()))
