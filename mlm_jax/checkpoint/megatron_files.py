@@ -220,19 +220,27 @@ class Distributed:
         self.folder, self._chunks, self._shapes = folder, {}, {}
         common = load(folder / "common.pt") if (folder / "common.pt").exists() else {}
         self.args = common.get("args") if isinstance(common, dict) else None
-        index = read_index(folder / ".metadata")
+        needed: dict[Path, int] = {}
+        try:
+            self._read(read_index(folder / ".metadata"), needed)
+        except (TypeError, AttributeError, ValueError, IndexError) as why:
+            raise CheckpointError(f"{folder / '.metadata'} is damaged: {why}") from None
+        self._check(needed)
+
+    def _read(self, index: Any, needed: dict[Path, int]) -> None:
+        """Where which part is; of each file the number of bytes that it needs to have."""
+        folder = self.folder
         places = {
             (i.fqn, tuple(i.offset or ())): place for i, place in index.storage_data.items()
         }  # fmt: skip
-        needed: dict[Path, int] = {}
         for key, about in index.state_dict_metadata.items():
-            if not key.startswith(MODEL) or not hasattr(about, "chunks"):
+            if not key.startswith(MODEL) or about.chunks is None:
                 continue
             chunks = []
             for chunk in about.chunks:
                 start, shape = tuple(chunk.offsets), tuple(chunk.sizes)
                 place = places.get((key, start))
-                if place is None or getattr(place, "transform_descriptors", None):
+                if place is None or place.transform_descriptors:
                     raise CheckpointError(f"{folder}: it is not told where {key} is, uncompressed")
                 if Path(place.relative_path).name != place.relative_path:
                     raise CheckpointError(f"{folder}: {key} is outside, {place.relative_path}")
@@ -240,7 +248,6 @@ class Distributed:
                 needed[file] = max(needed.get(file, 0), place.offset + place.length)
                 chunks.append(Chunk(start, shape, file, place.offset, place.length))
             self._add(canonical(key), tuple(about.size), chunks)
-        self._check(needed)
 
     def _add(self, key: str, size: Shape, chunks: list[Chunk]) -> None:
         """Of a stack of layers, each by its own name."""
@@ -305,6 +312,10 @@ INDEX = {
         "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {
+        "SavePlan", "TensorWriteData", "BytesIOWriteData", "WriteItem", "WriteItemType",
+    },
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
     "torch.distributed._shard.sharded_tensor.metadata": {"TensorProperties", "MEM_FORMAT_ENCODING"},
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath"},
@@ -334,6 +345,11 @@ class Told:
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)
+
+    def __getattr__(self, name: str) -> None:
+        """What is not said: an index of version 1.0.0 leaves out what is None."""
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def read_index(file: Path) -> Any:
