@@ -75,7 +75,9 @@ class MegatronFolder:
         try:
             return from_dict(t.nested()).model
         except ConfigError as why:
-            raise CheckpointError(f"{self.folder} holds a model that cannot be built: {why}") from why
+            raise CheckpointError(
+                f"{self.folder} holds a model that cannot be built: {why}"
+            ) from why
 
     def _vocabulary(self, said: int | None, rows: int) -> int:
         if self.tokenizer:

@@ -41,15 +41,7 @@ class Left:
         self.state = state
 
 
-LEFT_OUT = """
-    _codecs.encode _io.BytesIO types.SimpleNamespace signal.Signals pathlib.PosixPath
-    pathlib._local.PosixPath numpy.dtype numpy.ndarray numpy.dtypes.UInt32DType
-    numpy._core.multiarray._reconstruct numpy.core.multiarray._reconstruct
-    megatron.core.enums.ModelType megatron.core.optimizer.optimizer_config.OptimizerConfig
-    megatron.core.transformer.enums.AttnBackend megatron.core.transformer.enums.CudaGraphScope
-    megatron.core.rerun_state_machine.RerunDiagnostic megatron.core.rerun_state_machine.RerunMode
-    megatron.core.rerun_state_machine.RerunState
-""".split()
+LEFT_OUT = ["_codecs.encode", "_io.BytesIO", "types.SimpleNamespace", "signal.Signals", "pathlib.PosixPath", "pathlib._local.PosixPath", "numpy.dtype", "numpy.ndarray", "numpy.dtypes.UInt32DType", "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct", "megatron.core.enums.ModelType", "megatron.core.optimizer.optimizer_config.OptimizerConfig", "megatron.core.transformer.enums.AttnBackend", "megatron.core.transformer.enums.CudaGraphScope", "megatron.core.rerun_state_machine.RerunDiagnostic", "megatron.core.rerun_state_machine.RerunMode", "megatron.core.rerun_state_machine.RerunState"]
 
 
 def load(file: Path | io.BytesIO, name: str = "") -> Any:
@@ -63,6 +55,8 @@ def load(file: Path | io.BytesIO, name: str = "") -> Any:
         ) from None
     known: list[Any] = [argparse.Namespace, *((Left, name) for name in LEFT_OUT)]
     mapped = {"mmap": True} if isinstance(file, Path) else {}
+    others = torch.serialization.get_safe_globals()  # megatron.core adds its own
+    torch.serialization.clear_safe_globals()
     try:
         with torch.serialization.safe_globals(known):
             return torch.load(file, map_location="cpu", weights_only=True, **mapped)
@@ -74,10 +68,13 @@ def load(file: Path | io.BytesIO, name: str = "") -> Any:
             f"{name or file} is not read: it needs more than tensors and settings, which could run"
             f" code ({reason.splitlines()[0]})"
         ) from None
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as why:
+    except Exception as why:  # a damaged pickle may raise anything
+        reason = f"{type(why).__name__}: {why}".splitlines()[0]
         raise CheckpointError(
-            f"{name or file} is damaged, or no file of torch ({str(why).splitlines()[0]})"
+            f"{name or file} is damaged, or no file of torch ({reason})"
         ) from None
+    finally:
+        torch.serialization.add_safe_globals(others)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
