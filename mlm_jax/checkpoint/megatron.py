@@ -101,7 +101,7 @@ class MegatronFolder:
 
 
 class TrueRows:
-    """A Source whose tables end with the vocabulary: padding depends on the TP it was saved with."""
+    """A Source whose tables end with the vocabulary: padding depends on the TP of a run."""
 
     def __init__(self, files: Distributed | Ranks, vocab_size: int):
         self.files, self.vocab_size = files, vocab_size

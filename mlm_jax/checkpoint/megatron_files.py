@@ -1,4 +1,4 @@
-"""Tensors in Megatron-LM's checkpoints, whole ones by name, whatever TP and PP they were saved with.
+"""Tensors in Megatron-LM's checkpoints by name, whole whatever TP and PP they were saved with.
 
 Both formats are pickles, which can run anything. Nothing here unpickles freely: torch.load has
 weights_only=True, and classes that are not needed come back as the empty `Left`; the index of
@@ -22,7 +22,7 @@ from mlm_jax.errors import CheckpointError
 
 TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")  # a row a token, then padding
 MODEL = ("embedding.", "decoder.", "output_layer.")  # how names of a GPT's tensors begin
-SAME = {  # layers without TransformerEngine have their norms apart: names there, names in torch_dist
+SAME = {  # layers without TransformerEngine have norms apart: names there, names in torch_dist
     ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
     ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
 }
@@ -41,7 +41,26 @@ class Left:
         self.state = state
 
 
-LEFT_OUT = ["_codecs.encode", "_io.BytesIO", "types.SimpleNamespace", "signal.Signals", "pathlib.PosixPath", "pathlib._local.PosixPath", "numpy.dtype", "numpy.ndarray", "numpy.dtypes.UInt32DType", "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct", "megatron.core.enums.ModelType", "megatron.core.optimizer.optimizer_config.OptimizerConfig", "megatron.core.transformer.enums.AttnBackend", "megatron.core.transformer.enums.CudaGraphScope", "megatron.core.rerun_state_machine.RerunDiagnostic", "megatron.core.rerun_state_machine.RerunMode", "megatron.core.rerun_state_machine.RerunState"]
+LEFT_OUT = [
+    "_codecs.encode",
+    "_io.BytesIO",
+    "types.SimpleNamespace",
+    "signal.Signals",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.dtypes.UInt32DType",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+    "megatron.core.enums.ModelType",
+    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
+    "megatron.core.transformer.enums.AttnBackend",
+    "megatron.core.transformer.enums.CudaGraphScope",
+    "megatron.core.rerun_state_machine.RerunDiagnostic",
+    "megatron.core.rerun_state_machine.RerunMode",
+    "megatron.core.rerun_state_machine.RerunState",
+]
 
 
 def load(file: Path | io.BytesIO, name: str = "") -> Any:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 UNKNOWN = "\0"  # before a piece of a word that only a shell could replace
 PATTERNS = {
     "substitution": re.compile(r"\$\(|`"),
-    "braces": re.compile(r"\$\{(?P<name>\w+|[@*#?])(\[[@*]\])?(?P<rest>[^{}]*(\{[^{}]*\}[^{}]*)*)\}"),
+    "braces": re.compile(
+        r"\$\{(?P<name>\w+|[@*#?])(\[[@*]\])?(?P<rest>[^{}]*(\{[^{}]*\}[^{}]*)*)\}"
+    ),
     "plain": re.compile(r"\$(?P<name>[A-Za-z_]\w*|[\d@*#?$!])"),
 }  # fmt: skip
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)

@@ -33,10 +33,12 @@ def loaded(flags: str, tmp_path: Path, gpus: int | None = None):
     [
         ("a 'b c' \"d $x\" e\\ f # g", ["a", "b c", "d \0$x", "e f"]),
         ("X=1\nY=${X}2 Z=${Q:-$X}\np $Y $Z ${Q-no}", ["p", "12", "1", "no"]),
-        ("A=(--a 1 # no\n --b \"2 3\")\nA+=(--c)\np ${A[@]}", ["p", "--a", "1", "--b", "2", "3", "--c"]),
+        ("A=(--a 1 # no\n --b \"2 3\")\nA+=(--c)\np ${A[@]}",
+         ["p", "--a", "1", "--b", "2", "3", "--c"]),
         ("A=(--b \"2 3\")\np \"${A[@]}\"", ["p", "--b", "2 3"]),
         ("O=\"--a 1 \\\n  --b 2\"\np $O \"$O\"", ["p", "--a", "1", "--b", "2", "--a 1   --b 2"]),
-        ("p --a $1 \"$@\" $* --b `x y` > log 2>&1 && q", ["p", "--a", "\0$1", "--b", "\0`x\u00a0y`", "q"]),
+        ("p --a $1 \"$@\" $* --b `x y` > log 2>&1 && q",
+         ["p", "--a", "\0$1", "--b", "\0`x\u00a0y`", "q"]),
         ("N=$((2 * 3))\np --n=$N", ["p", "--n=\0$((2\u00a0*\u00a03))"]),
         ("X=a#b\np $X it\\\n2", ["p", "a#b", "it2"]),
         ("p 'open", ["p", "open"]),
@@ -142,16 +144,19 @@ def test_the_file_says_only_what_differs_from_defaults():
         ("--tokenizer-type NullTokenizer --vocab-size 999", {"model.vocab_size": 1000}),
         ("--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 1",
          {"layout.pp": 2, "layout.chunks": None}),
-        ("--num-layers 24 --pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 2",
-         {"layout.chunks": 3}),
+        ("--num-layers 8 --pipeline-model-parallel-size 2"
+         " --num-layers-per-virtual-pipeline-stage 2",
+         {"layout.chunks": 2}),
         ("--sequence-parallel --use-distributed-optimizer",
          {"layout.sequence_parallel": None, "layout.preset": "zero1"}),
         ("--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params",
          {"layout.preset": "zero3"}),
-        ("--context-parallel-size 2 --cp-comm-type allgather", {"layout.cp_attention": "all_gather"}),
+        ("--context-parallel-size 2 --cp-comm-type allgather",
+         {"layout.cp_attention": "all_gather"}),
         ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
          {"train.remat": "full"}),
-        ("--lr-decay-style WSD --lr-wsd-decay-iters 5 --lr-wsd-decay-style minus_sqrt --train-iters 99",
+        ("--lr-decay-style WSD --lr-wsd-decay-iters 5 --lr-wsd-decay-style minus_sqrt"
+         " --train-iters 99",
          {"optimizer.schedule": "wsd", "optimizer.wsd_decay_steps": 5,
           "optimizer.wsd_decay_style": "minus_sqrt", "train.steps": 99}),
         ("--lr-decay-style constant --min-lr 1e-5", {"optimizer.min_lr": 0.0}),
@@ -239,7 +244,8 @@ def test_every_flag_is_accounted_for():
 
 
 def test_a_command_inside_quotes_and_strings(tmp_path):
-    script = f'opts="{LEAST} \\\n --bf16"\ncmd="python -u $DIR/pretrain_gpt.py ${{opts}}"\nsrun sh -c "$cmd"'
+    script = f'opts="{LEAST} \\\n --bf16"\ncmd="python -u $DIR/pretrain_gpt.py ${{opts}}"\n'
+    script += 'srun sh -c "$cmd"'
     run, _ = loaded(script, tmp_path)
     assert (run.model.n_layers, run.model.dtype) == (2, "bfloat16")
 
