@@ -4,6 +4,7 @@ What Megatron-LM does where a flag is not given counts too: a model has its drop
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -40,12 +41,14 @@ class Translation:
     def number(self, flag: str, default: Any = None) -> Any:
         value = self.text(flag, default)
         if isinstance(value, str | bool):
+            text = str(value)
             try:
-                return int(value) if re.fullmatch(r"[-+]?\d+", str(value)) else float(str(value))
+                value = int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
             except ValueError:
-                pass
-            self.problems.append(f"--{flag} {value}: a number is expected")
-            return default
+                value = math.nan
+            if not math.isfinite(value):
+                self.problems.append(f"--{flag} {text}: a number is expected")
+                return default
         return value
 
     def on(self, flag: str) -> bool:
@@ -82,7 +85,7 @@ def model_settings(t: Translation) -> None:
     t.problems += [
         f"{t.shown(flag)}: {why}"
         for flag, why in IMPOSSIBLE.items()
-        if t.flags.get(flag) not in (None, False)
+        if t.flags.get(flag) not in (None, False, 0, "0", "")
     ]
     t.asked.update(IMPOSSIBLE)
     layers, width, heads, length = (

@@ -139,6 +139,22 @@ def test_stages_chunks_and_fused_norms_are_the_same_model(copy):
     jax.tree.map(np.testing.assert_array_equal, tensors(chunked), expected)
 
 
+def test_the_last_stages_copy_of_a_tied_table_is_left_out(copy):
+    run = copy("legacy")
+    for rank in ranks_of(run):
+        content = content_of(rank)
+        content["args"].pipeline_model_parallel_size = 2
+        content["args"].untie_embeddings_and_output_weights = False
+        for stage, ends in enumerate(ENDS):
+            folder = rank.parent.with_name(f"{rank.parent.name}_{stage:03d}")
+            folder.mkdir()
+            own = of_stage(content["model"], stage, ends)
+            torch.save({**content, "model": own}, folder / rank.name)
+        shutil.rmtree(rank.parent)
+    assert MegatronFolder(run).model.tied
+    assert "head.weight" not in weights(imported(run))
+
+
 def test_norms_stored_less_one(copy):
     run = copy("legacy")
     for rank in ranks_of(run):
