@@ -346,3 +346,17 @@ def test_what_megatron_core_writes_gives_its_logits(style, tp, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(first), weights(second))
     split = imported(tmp_path / "torch_dist", tp=2, fsdp=2)
     assert_same_logits(split, tmp_path)
+
+
+def test_the_command_makes_a_workdir(tmp_path, capsys):
+    from mlm_jax.__main__ import main
+    from mlm_jax.checkpoint.workdir import load as load_workdir
+
+    words = ["convert", "from-megatron", str(GOLDEN / "torch_dist"), "--workdir"]
+    assert main([*words, str(tmp_path / "w"), "--config.layout.preset=single"]) == 0
+    assert "without a tokenizer" in capsys.readouterr().out
+    assert_same_logits(load_workdir(tmp_path / "w"), GOLDEN)
+    assert main([*words, str(tmp_path / "w")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["convert", "from-megatron", str(tmp_path), "--workdir", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()
