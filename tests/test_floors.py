@@ -119,7 +119,7 @@ def status(*words):
 assert mlm_jax.load_config("gpt2:124m", {"layout.tp": 2}).layout.tp == 2
 for words in (["--help"], ["--version"], ["train", "--help-config"]):
     assert status(*words) == 0
-for command in ("train", "generate", "explain", "data"):
+for command in ("train", "generate", "explain", "data", "convert"):
     assert status(command, "--help") == 0
     assert status(command) == 2
 for words in (["--config.modle.x=1"], ["--config", "gpt22"], ["--wordkir=x"]):

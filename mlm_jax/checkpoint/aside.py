@@ -11,7 +11,7 @@ from mlm_jax.errors import CheckpointError, MlmJaxError
 
 
 def require_new(folder: Path, size: int) -> None:
-    """Raises CheckpointError where folder holds something, or its disk has no room for size bytes."""
+    """Raises CheckpointError where folder holds something, or its disk has no room for size."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder} is there already; give a folder that is new or empty")
     parent = next(p for p in folder.absolute().parents if p.exists())

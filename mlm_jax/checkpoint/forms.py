@@ -17,7 +17,7 @@ Turn = Callable[[Sequence[np.ndarray], ModelConfig], Arrays]
 
 
 class Form(NamedTuple):
-    """to_ours(theirs, cfg), to_theirs(ours, cfg): lists of arrays, in the order of a row's names."""
+    """to_ours(theirs, cfg), to_theirs(ours, cfg): lists of arrays in the order of a row's names."""
 
     to_ours: Turn
     to_theirs: Turn

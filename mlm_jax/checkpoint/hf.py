@@ -29,7 +29,9 @@ class HfFolder:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():
-            raise CheckpointError(f"{self.folder} is no model of Hugging Face: it has no config.json")
+            raise CheckpointError(
+                f"{self.folder} is no model of Hugging Face: it has no config.json"
+            )
         self.config = read_json(self.folder / "config.json")
         kind, make = make_of(self.config)
         files = open_folder(self.folder)

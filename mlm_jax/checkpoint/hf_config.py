@@ -35,7 +35,9 @@ def make_of(config: Mapping[str, Any]) -> tuple[str, Make]:
         kind = known[classes[0]]
     if kind not in MAKES:
         if kind is None:
-            raise CheckpointError("config.json has no model_type: it is of no model of transformers")
+            raise CheckpointError(
+                "config.json has no model_type: it is of no model of transformers"
+            )
         near = difflib.get_close_matches(str(kind), MAKES, n=1, cutoff=0.5)
         why = "; it has a vision tower: only its text model, gemma3_text, can be built here"
         hint = why * (kind == "gemma3") or (f"; the nearest is {near[0]}" if near else "")

@@ -40,8 +40,8 @@ def to_hf(
 ) -> None:
     """Writes the model to a new folder, as transformers reads it: weights, settings, tokenizer.
 
-    dtype            of the tensors; None: model.dtype if that holds every weight as it is, else that
-                     of the weights. Another one rounds.
+    dtype            of the tensors; None: model.dtype if that holds every weight as it is, else
+                     that of the weights. Another one rounds.
     max_shard_size   bytes of a file at most; the tensors of one layer's row are never parted
 
     Of a model split over devices one tensor of one layer at a time is gathered. Over several
@@ -69,7 +69,9 @@ def to_hf(
         for name, held in files.items():
             write_tensors(aside / name, held, weights, model.cfg, dtype)
         if len(files) > 1:
-            where = {tensor: name for name, held in files.items() for p in held for tensor in p.shapes}
+            where = {
+                tensor: name for name, held in files.items() for p in held for tensor in p.shapes
+            }
             write_json(aside / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         about = {"dtype": dtype, "torch_dtype": dtype, **ids(model, origin)}
         write_json(aside / "config.json", config | about)
@@ -139,7 +141,7 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for part in parts:
             for value in theirs(part, weights, cfg):
-                file.write(np.ascontiguousarray(value, jnp.dtype(dtype)).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(value, jnp.dtype(dtype)).tobytes())
 
 
 def theirs(part: Part, weights: dict[str, jax.Array], cfg: ModelConfig) -> list[np.ndarray]:

@@ -127,7 +127,7 @@ class Tensors:
 
 
 def open_folder(folder: Path) -> SafetensorsFiles | TorchFiles:
-    """The tensors in a folder. Raises CheckpointError where there are none, or a file is damaged."""
+    """The tensors in a folder. Raises CheckpointError where there are none or a file is damaged."""
     for single, index, kind in (
         (SINGLE, INDEX, SafetensorsFiles),
         ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchFiles),

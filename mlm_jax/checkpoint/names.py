@@ -1,8 +1,8 @@
 """Names of weights here and elsewhere: a two-way table for each make of model.
 
 A table says all that a make calls by a name, with biases or without: of its rows those count whose
-weights a model has (`fitting`). The nouns of a ModelConfig decide that, so that Llama's table serves
-Mistral, Qwen and Gemma too.
+weights a model has (`fitting`). The nouns of a ModelConfig decide that, so that Llama's table
+serves Mistral, Qwen and Gemma too.
 """
 
 from collections.abc import Collection, Sequence

@@ -89,7 +89,7 @@ def _whole(row: Row, kinds: dict[str, Any], source: Source, cfg: ModelConfig) ->
     values = row.form.to_ours([source.read(name) for name in row.theirs], cfg)
     placed = {}
     for (name, kind), value in zip(kinds.items(), values, strict=True):
-        part = partial(_part, value, kind.dtype)
+        part: Any = partial(_part, value, kind.dtype)
         placed[name] = jax.make_array_from_callback(kind.shape, kind.sharding, part)
     return placed
 
