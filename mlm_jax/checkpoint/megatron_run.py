@@ -34,7 +34,7 @@ def translate(script: str, gpus: int | None = None) -> Translation:
     if t.problems:
         raise ConfigError(_all("this model cannot be built here", t.problems))
     size = vocabulary(t)
-    t.set("model.vocab_size", size, "vocab-size", "tokenizer-type", "merge-file")
+    t.set("model.vocab_size", size, "vocab-size", "tokenizer-type")
     if size is None:
         t.lose("vocab-size", "not given; set model.vocab_size to the size of the tokenizer")
     t.set("model.dtype", "bfloat16" if t.on("bf16") or _narrow(t) else None, "bf16", "fp16")
