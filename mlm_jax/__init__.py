@@ -13,6 +13,8 @@ EXPORTS = {
     "Layout": "mlm_jax.layout",
     "build": "mlm_jax.models",
     "load": "mlm_jax.checkpoint.workdir",
+    "from_hf": "mlm_jax.checkpoint.hf",
+    "to_hf": "mlm_jax.checkpoint.hf_export",
     "generate": "mlm_jax.inference.engine",
     "train": "mlm_jax.loop",
     "MlmJaxError": "mlm_jax.errors",

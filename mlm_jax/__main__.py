@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "continue prompts with a trained model",
     "explain": "table of a layout: weight, shape, dims, rule, spec, bytes per device",
     "data": "build and inspect token files",
+    "convert": "models of Hugging Face and Megatron-LM into a workdir, and out of one",
     "checkpoint": "list, verify and compare what runs have saved",
 }
 

@@ -7,6 +7,7 @@ problem and raises one ConfigError, or returns a frozen RunConfig. Nothing here 
 import dataclasses
 import difflib
 import importlib.util
+import json
 import os
 import re
 import traceback
@@ -23,12 +24,15 @@ from mlm_jax.misfits import misfits
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+# What the config.json of a run has beside its settings.
+ABOUT = ("format", "versions", "fingerprint", "checksums", "origin")
+
 
 def load_config(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The run that a config file and overrides describe.
 
-    spec       a shipped config, `gpt2:124m`, from any folder; or a file, `path/x.py:ARG`. A file is
-               code: read a stranger's before you run it.
+    spec       a shipped config, `gpt2:124m`, from any folder; a file, `path/x.py:ARG`, which is
+               code: read a stranger's before you run it; or the folder of a run, for its settings
     overrides  {"model.n_layers": 2} or text, {"model.n_layers": "2"}, typed by the setting
 
     Raises ConfigError with every problem at once.
@@ -172,6 +176,8 @@ def _unknown(key: str) -> str:
 
 
 def _read_spec(spec: str | Path) -> "ConfigDict":
+    if os.path.isdir(spec):
+        return _read_run(Path(spec))
     name, _, arg = str(spec).partition(":")
     is_file = name.endswith(".py") or "/" in name
     path = Path(name) if is_file else shipped_configs() / f"{name}.py"
@@ -194,6 +200,29 @@ def _read_spec(spec: str | Path) -> "ConfigDict":
     except (Exception, SystemExit) as why:  # whatever a config file, which is code, may raise
         has = f"; it has {', '.join(sizes)}" if sizes and isinstance(why, KeyError) else ""
         raise ConfigError(_where(path, why) + _what(why) + has) from why
+
+
+def _read_run(folder: Path) -> "ConfigDict":
+    """The settings of a run, or of a converted model."""
+    from mlm_jax.config import defaults
+
+    cfg, path = defaults(), folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "format" not in content and "model_type" in content:
+            raise ConfigError(
+                f"{folder} is a model of Hugging Face; first `mlm-jax convert from-hf {folder}"
+                " --workdir W`, then give W"
+            )
+        values = {key: value for key, value in content.items() if key not in ABOUT}
+        from_dict(values)  # which tells what is wrong in it
+        with cfg.unlocked(), cfg.ignore_type():
+            cfg.update(values)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no run: there is no {path}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as why:
+        raise ConfigError(f"{path} cannot be read: {why}") from None
+    return cfg
 
 
 def _require_config(cfg: Any) -> None:

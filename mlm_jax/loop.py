@@ -15,7 +15,9 @@ from flax import nnx
 
 from mlm_jax.bad_steps import BadSteps
 from mlm_jax.boards import check_wandb, open_wandb
+from mlm_jax.checkpoint.init_from import open_source
 from mlm_jax.checkpoint.manager import Checkpoints, require_room
+from mlm_jax.checkpoint.manifest import steps_in
 from mlm_jax.checkpoint.workdir import check_same_run, locked, write_run
 from mlm_jax.config import RunConfig
 from mlm_jax.data.pipeline import Data, open_data
@@ -88,6 +90,8 @@ def train_here(run: RunConfig, workdir: Path, own: StopSignals, profile: Span | 
         fingerprint = dict(data.fingerprint)
         check_same(run.to_dict() | {"fingerprint": fingerprint})
         lead_says(lambda: check_same_run(workdir, run, data.tokenizer, fingerprint))
+        fresh = lead_says(lambda: not steps_in(workdir / "checkpoints"))
+        source = open_source(run, data.tokenizer) if run.init_from and fresh else None
         steps = make_steps(run, layout)
         check_memory(steps.abstract, layout)
         lead_says(lambda: require_room(workdir, steps.abstract, run.checkpoint.keep))
@@ -102,7 +106,12 @@ def train_here(run: RunConfig, workdir: Path, own: StopSignals, profile: Span | 
                 profile.check(done, last)
             lead_says(lambda: write_run(workdir, run, data.tokenizer, fingerprint))
             with rows_of(run, workdir, done) as rows:
-                state = checkpoints.restore(steps.abstract, done) if done else steps.init()
+                if done:
+                    state = checkpoints.restore(steps.abstract, done)
+                elif source:
+                    state = steps.begin(source.params(run.model, layout))
+                else:
+                    state = steps.init()
                 story = Story(run, layout, data, steps, rows, checkpoints, workdir, asked)
                 story.tell(state, done, profile)
             at("save", last)  # which the end of Checkpoints waits for

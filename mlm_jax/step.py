@@ -35,6 +35,7 @@ class Steps(NamedTuple):
     """What a run computes, as pure functions; the loop around them owns files and clocks."""
 
     init: Any  # () -> TrainState
+    begin: Any  # (params) -> TrainState before the first step; the given weights are consumed
     abstract: TrainState  # shapes, dtypes and shardings of the state
     train: Any  # (TrainState, Batch) -> (TrainState, metrics); the given state is consumed
     evaluate: Any  # (params, Batch) -> (nats, weights), sums over the batch
@@ -61,6 +62,7 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
     train = partial(train_step, run=run, layout=layout, graphdef=graphdef, tx=make_optimizer(run))
     return Steps(
         init=jax.jit(partial(first_state, run, layout), out_shardings=shardings),  # born split
+        begin=jax.jit(partial(state_of, run), donate_argnums=0, out_shardings=shardings),
         abstract=abstract,
         train=jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.sharding())),
         evaluate=jax.jit(partial(eval_step, run=run, layout=layout, graphdef=graphdef)),
@@ -71,6 +73,11 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
 def first_state(run: RunConfig, layout: Layout) -> TrainState:
     """The state before the first step, a function of run.train.seed alone."""
     params = materialise(nnx.state(declare(run.model, layout), nnx.Param), run.train.seed)
+    return state_of(run, params)
+
+
+def state_of(run: RunConfig, params: nnx.State) -> TrainState:
+    """The state before the first step, with these weights."""
     return TrainState(jnp.int32(0), params, make_optimizer(run).init(params))
 
 

@@ -119,7 +119,7 @@ def status(*words):
 assert mlm_jax.load_config("gpt2:124m", {"layout.tp": 2}).layout.tp == 2
 for words in (["--help"], ["--version"], ["train", "--help-config"]):
     assert status(*words) == 0
-for command in ("train", "generate", "explain", "data"):
+for command in ("train", "generate", "explain", "data", "convert"):
     assert status(command, "--help") == 0
     assert status(command) == 2
 for words in (["--config.modle.x=1"], ["--config", "gpt22"], ["--wordkir=x"]):
@@ -127,7 +127,7 @@ for words in (["--config.modle.x=1"], ["--config", "gpt22"], ["--wordkir=x"]):
     assert status("explain", "--config=gpt2", *words) == 2
 assert status("trian") == 2
 """)
-    assert done.stderr.count("mlm-jax: ") == 4 + 6 + 1
+    assert done.stderr.count("mlm-jax: ") == 5 + 6 + 1
 
 
 def test_what_the_package_exports_is_there():

@@ -20,7 +20,7 @@ from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.checkpoint.manifest import checksums, differences
 from mlm_jax.config import KEYS, RunConfig
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from mlm_jax.door import from_dict
+from mlm_jax.door import ABOUT, from_dict
 from mlm_jax.errors import CheckpointError, ConfigError
 from mlm_jax.layout import Layout
 from mlm_jax.models import declare
@@ -28,7 +28,6 @@ from mlm_jax.models import declare
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-ABOUT = ("format", "versions", "fingerprint", "checksums")  # in config.json beside the settings
 # What a run cannot change on its way: its weights and its batches would be those of another run.
 FREE = (
     "model.attention", "model.dropout", "model.dtype", "model.norm_eps",
@@ -52,6 +51,11 @@ def check_same_run(
         if any((workdir / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
         return
+    if "origin" in read_content(workdir):
+        raise CheckpointError(
+            f"workdir {workdir} holds a converted model, which stays as it is; to go on from it,"
+            f" give --config.init_from={workdir} and another --workdir"
+        )
     saved = saved_tokenizer(workdir)
     if tokenizer and saved and not load_tokenizer(saved).same_as(tokenizer):
         builtin = " (the built-in corpus: by another version of Python)" * (run.data.path is None)
@@ -110,9 +114,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def write_run(
-    workdir: Path, run: RunConfig, tokenizer: Tokenizer | None, fingerprint: dict[str, Any]
-) -> None:
+    workdir: Path, run: RunConfig, tokenizer: Tokenizer | None, fingerprint: dict[str, Any],
+    origin: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """tokenizer/ and config.json, so that the folder alone is enough to use the model.
+
+    origin: of a converted model, what was known of it there.
 
     config.json comes last and at once: it carries checksums of both, as another norm_eps or another
     order of tokens would spoil a model as silently as another weight.
@@ -124,7 +131,7 @@ def write_run(
     versions = {p: importlib.metadata.version(p) for p in packages}
     versions["python"] = platform.python_version()
     content = {"format": FORMAT, "versions": versions, "fingerprint": fingerprint}
-    content |= run.to_dict()
+    content |= run.to_dict() | ({"origin": origin} if origin is not None else {})
     own = _checksum(json.loads(json.dumps(content)))  # as it will be read
     written = checksums(workdir, "tokenizer") | {"config.json": own}
     text = json.dumps(content | {"checksums": written}, indent=1)
@@ -213,7 +220,8 @@ def read_content(workdir: Path) -> dict[str, Any]:
 def load(workdir: Path | str, step: int | None = None, layout: Layout | None = None) -> Any:
     """The model of a run, at a step or the newest, under a layout (default: the first device).
 
-    It carries `model.tokenizer`, None if the run had none, and `model.run`.
+    It carries `model.tokenizer`, None if the run had none, `model.run`, and `model.origin`, None if
+    it is no converted model.
     """
     workdir = Path(workdir)
     run, saved = read_run(workdir), saved_tokenizer(workdir)
@@ -223,7 +231,7 @@ def load(workdir: Path | str, step: int | None = None, layout: Layout | None = N
         params = checkpoints.restore_params(layout.placed(declared), step)
     model = nnx.merge(graphdef, params)
     model.tokenizer = load_tokenizer(saved) if saved else None
-    model.run = run
+    model.run, model.origin = run, read_content(workdir).get("origin")
     return model
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlm_jax.config import KEYS, takes
+from mlm_jax.config import KEYS, RunConfig, takes
+from mlm_jax.door import from_dict
 from mlm_jax.errors import ConfigError
 
 Overrides = dict[str, str]
@@ -42,7 +43,7 @@ def command_parser(name: str, doc: str | None) -> CommandParser:
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, metavar="SPEC",
-        help="a shipped config, gpt2:124m, or a file, path/x.py:ARG",
+        help="a shipped config, gpt2:124m; a file, path/x.py:ARG; or the folder of a run",
     )  # fmt: skip
     parser.add_argument(
         "--config.KEY=VALUE", action="store_true", dest="_",
@@ -64,6 +65,22 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
             raise ConfigError(f"{word} has no value; give {word}=VALUE")
         overrides[match[1]] = value
     return parser.parse_args(rest), overrides
+
+
+def check_only_layout(overrides: Overrides) -> None:
+    if other := [key for key in overrides if not key.startswith("layout.")]:
+        raise ConfigError(f"{', '.join(other)}: only layout.* can be set; the model is the run's")
+
+
+def layout_asked_for(run: RunConfig, overrides: Overrides) -> Any:
+    """The Layout of these layout.* for a trained model; None where nothing is asked for."""
+    check_only_layout(overrides)
+    if not overrides:
+        return None
+    from mlm_jax.layout import Layout
+
+    wanted = {key.removeprefix("layout."): value for key, value in overrides.items()}
+    return Layout.from_config(from_dict(run.to_dict() | {"layout": wanted}), training=False)
 
 
 def path(text: str) -> Path:

@@ -2,17 +2,26 @@
 
 import sys
 
-from mlm_jax.commands import command_parser, parse, path
+from mlm_jax.commands import (
+    check_only_layout,
+    command_parser,
+    layout_asked_for,
+    parse,
+    path,
+)
+from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
-    """mlm-jax generate --workdir DIR --prompt TEXT [--prompt TEXT ...] [options]
+    """mlm-jax generate (--workdir DIR | --hf DIR) --prompt TEXT [--prompt TEXT ...] [options]
 
     Prints each prompt with its continuation.
     """
     parser = command_parser("generate", main.__doc__)
-    parser.add_argument("--workdir", type=path, required=True, help="the folder of a run")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=path, help="the folder of a run, or a converted model")
+    which.add_argument("--hf", type=path, metavar="DIR", help="a model saved by transformers")
     parser.add_argument(
         "--prompt", action="append", required=True, help="may be given several times"
     )
@@ -29,19 +38,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stop", action="append", default=[], help="end before this text")
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     args, overrides = parse(parser, argv)
-    if other := [key for key in overrides if not key.startswith("layout.")]:
-        raise ConfigError(f"{', '.join(other)}: only layout.* can be set; the model is the run's")
+    check_only_layout(overrides)
+    if args.hf and args.step is not None:
+        raise ConfigError(f"--step={args.step} is of a run; {args.hf} has one set of weights")
+    from mlm_jax.checkpoint.hf import HfFolder, from_hf
     from mlm_jax.checkpoint.workdir import load, read_run
-    from mlm_jax.door import from_dict
     from mlm_jax.inference.engine import generate
-    from mlm_jax.layout import Layout
 
-    layout = None
-    if overrides:
-        wanted = {key.removeprefix("layout."): value for key, value in overrides.items()}
-        run = from_dict(read_run(args.workdir).to_dict() | {"layout": wanted})
-        layout = Layout.from_config(run, training=False)
-    model = load(args.workdir, step=args.step, layout=layout)
+    run = RunConfig(model=HfFolder(args.hf).model) if args.hf else read_run(args.workdir)
+    layout = layout_asked_for(run, overrides)
+    model = from_hf(args.hf, layout) if args.hf else load(args.workdir, args.step, layout)
     texts = generate(
         model, args.prompt, max_tokens=args.max_tokens, temperature=args.temperature,
         top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
