@@ -134,7 +134,9 @@ def canonical(m: ModelConfig) -> dict[str, Any]:
     if m.norm == "rmsnorm":
         nouns["norm_bias"] = False
     no_part = {
-        "gpt": {"bias", "mlm_head", "pooler", "order_head"},  # bias: the others say which
-        "bert": {"target_len"}, "t5": {"bias", "seq_len", "target_len"},  # any length will do
+        # bias: the others say which
+        "gpt": {"bias", "mlm_head", "pooler", "order_head", "n_decoder_layers", "target_len"},
+        "bert": {"n_decoder_layers", "target_len"},
+        "t5": {"bias", "seq_len", "target_len"},  # any length will do
     }  # fmt: skip
     return {key: value for key, value in nouns.items() if key not in no_part[m.family]}
