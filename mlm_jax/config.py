@@ -292,12 +292,17 @@ class DataConfig:
         " chat, pairs: .jsonl; None: a built-in corpus",
     )
     valid_path: str | None = setting(None, "the same for validation; None: by split from path")
-    builtin: Literal["python", "prose", "conversations", "en-fr", "en-de"] | None = setting(
-        None, "corpus where path is None; None: python; chat: conversations; pairs: en-fr"
+    builtin: Literal["python", "prose", "conversations", "en-fr", "en-de", "sentences"] | None = (
+        setting(
+            None,
+            "corpus where path is None; None: python; chat: conversations; pairs: en-fr; masked:"
+            " sentences",
+        )
     )
-    objective: Literal["causal", "fim", "chat", "pairs"] = setting(
+    objective: Literal["causal", "fim", "chat", "pairs", "masked"] = setting(
         "causal",
-        "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets",
+        "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets;"
+        " masked: hidden words, and the order of sentences (bert)",
     )
     split: str = setting("969,30,1", "parts of the documents: train, validation, test")
     tokenizer: str | None = setting(

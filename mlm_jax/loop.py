@@ -319,6 +319,7 @@ class Story:
             batch=sequences, seq_len=m.seq_len, n_layers=m.n_layers,
             d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
             head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
+            causal=m.causal, mlm_head=m.family == "bert" and m.mlm_head,
         )  # fmt: skip
 
 

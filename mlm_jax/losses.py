@@ -14,21 +14,16 @@ from mlm_jax.layers.watch import Seen
 from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
 
-ROWS = (
-    "tokens",
-    "targets",
-    "weights",
-    "segments",
-    "positions",
-    "types",
-)  # what a batch has of each token
+ROWS = (  # what a batch has of each token
+    "tokens", "targets", "weights", "segments", "positions", "types",
+)  # fmt: skip
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 
 
 class Nats(NamedTuple):
     """Sums over a batch, float32 []. Their gradient is that of the objective."""
 
-    objective: jax.Array  # nats, and z_loss * log(Z)^2 for each token
+    objective: jax.Array  # nats, z_loss * log(Z)^2 for each token, and what is told of whole rows
     nats: jax.Array  # weight * -log p(target)
 
 
@@ -40,12 +35,14 @@ def next_token_nats(
 
     batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; and what else the
     model reads of it: optionally segments, positions, types int32 [B, T]. rngs: dropout keys [B],
-    or None.
+    or None. swapped int32 [B] and order_weights float32 [B], both or none: whether a row's segments
+    are, which adds order_weight * -log p(swapped) to the objective.
     chunks: parts of the sequence; None: as few as keep their logits under CHUNK_BYTES a device.
     z_loss: keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5: 1e-4).
     seen: gets the sizes of activations.
     """
-    batch = in_order({k: batch[k] for k in ROWS if k in batch}, model.layout)
+    rows = {k: batch[k] for k in ROWS if k in batch}
+    batch = {**batch, **in_order(rows, model.layout)}
     h_BTD = model.read(batch, rngs, seen)
     return nats_of_hidden(model, h_BTD, batch, chunks=chunks, z_loss=z_loss)
 
@@ -55,11 +52,13 @@ def nats_of_hidden(
     z_loss: float = 0.0,
 ) -> Nats:  # fmt: skip
     """The same from the last hidden states, in the order of the layout, as the batch is."""
-    layout, w_VD = model.layout, model.head.matrix(model.embedding)
+    layout, head_weights = model.layout, model.head.weights(model.embedding)
+    states_BTD, h_BTD = h_BTD, model.transformed(h_BTD)
     n, c, parts = (layout.ways(dim) for dim in ("batch", "seq", "residual_seq"))
     B, T, _ = h_BTD.shape
     if chunks is None:
-        held = B // n * T // c * w_VD.shape[0] // layout.ways("vocab")  # logits on a device
+        V = head_weights[0].shape[0] // layout.ways("vocab")
+        held = B // n * T // c * V  # logits on a device
         chunks = fewest_chunks(T // parts, held * 4)
 
     def split(x_BT: jax.Array) -> jax.Array:
@@ -67,23 +66,31 @@ def nats_of_hidden(
         x = x_BT.reshape(n, B // n, c, parts // c, chunks, T // parts // chunks, *x_BT.shape[2:])
         return jnp.moveaxis(x, (4, 2), (0, 2))
 
-    def nats_of(w_ncVD: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array) -> Nats:
+    def nats_of(copies: Any, h: jax.Array, targets: jax.Array, weights: jax.Array) -> Nats:
         h, targets, weights = (
             layout.constrain(x, "batch", "seq", *(None,) * (x.ndim - 2))
             .reshape(n, c, -1, *x.shape[5:])
             for x in (h, targets, weights)
         )  # fmt: skip
         with jax.named_scope("head"):
-            logits_ncMV = model.head(h, w_ncVD)
+            logits_ncMV = model.head(h, copies)
             log_z_ncM = jax.nn.logsumexp(logits_ncMV, axis=-1)
             nats = ((log_z_ncM - target_logit(logits_ncMV, targets)) * weights).sum()
         return Nats(nats + z_loss * (log_z_ncM**2 * weights).sum(), jax.lax.stop_gradient(nats))
 
-    # A copy of the matrix for each part of the batch: its gradient is summed over the chunks where
-    # it is made, and over devices once, when the broadcast is differentiated.
-    w_ncVD = jnp.broadcast_to(w_VD, (n, c, *w_VD.shape))
-    w_ncVD = layout.constrain(w_ncVD, "batch", "seq", "vocab", None)
-    return over_chunks(nats_of, w_ncVD, *map(split, (h_BTD, batch["targets"], batch["weights"])))
+    def copied(w: jax.Array) -> jax.Array:
+        """One for each part of the batch: its gradient is summed over the chunks where it is made,
+        and over devices once, when the broadcast is differentiated.
+        """
+        copies = jnp.broadcast_to(w, (n, c, *w.shape))
+        return layout.constrain(copies, "batch", "seq", "vocab", *(None,) * (w.ndim - 1))
+
+    rows = map(split, (h_BTD, batch["targets"], batch["weights"]))
+    nats: Any = over_chunks(nats_of, jax.tree.map(copied, head_weights), *rows)
+    if "order_weights" not in batch:
+        return nats
+    order = (model.order_nats(states_BTD, batch["swapped"]) * batch["order_weights"]).sum()
+    return nats._replace(objective=nats.objective + order)
 
 
 def check_chunks(chunks: int | None, seq_len: int, layout: Layout) -> None:
@@ -114,37 +121,42 @@ def target_logit(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def over_chunks(
-    f: Callable[..., Nats], w: jax.Array, h: jax.Array, targets: jax.Array, weights: jax.Array
+    f: Callable[..., Nats], w: Any, h: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> Nats:
     """Sum of f(w, h[c], targets[c], weights[c]) over c, to be differentiated by w and h.
 
+    w: a tree of arrays.
     Both gradients are formed in the forward pass, where a chunk's logits are at hand: nothing else
     is kept, and nothing computed twice.
     """
     add = lambda total, chunk: (optax.tree.add(total, f(w, *chunk)), None)  # noqa: E731
-    zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2)
+    zeros = Nats(*(jnp.zeros((), wide(h.dtype)),) * 2)
     return jax.lax.scan(add, zeros, (h, targets, weights))[0]
 
 
-def _over_chunks_fwd(f: Callable[..., Nats], w: jax.Array, *stacked: jax.Array) -> Any:
-    def objective(w: jax.Array, *chunk: jax.Array) -> tuple[jax.Array, Nats]:
+def _over_chunks_fwd(f: Callable[..., Nats], w: Any, *stacked: jax.Array) -> Any:
+    def objective(w: Any, *chunk: jax.Array) -> tuple[jax.Array, Nats]:
         nats = f(w, *chunk)
         return nats.objective, nats
 
     def add(total: Any, chunk: Any) -> Any:
         (_, nats), (dw, dh) = jax.value_and_grad(objective, (0, 1), has_aux=True)(w, *chunk)
-        return optax.tree.add(total, (nats, dw.astype(wide(dw.dtype)))), dh
+        dw = jax.tree.map(lambda d: d.astype(wide(d.dtype)), dw)
+        return optax.tree.add(total, (nats, dw)), dh
 
-    zeros = Nats(*(jnp.zeros((), wide(w.dtype)),) * 2), jnp.zeros(w.shape, wide(w.dtype))
+    no_dw = jax.tree.map(lambda w: jnp.zeros(w.shape, wide(w.dtype)), w)
+    zeros = Nats(*(jnp.zeros((), wide(stacked[0].dtype)),) * 2), no_dw
     (nats, dw), dh = jax.lax.scan(add, zeros, stacked)
-    return nats, (dw, dh)
+    like = jax.tree.map(lambda w: jnp.zeros((), w.dtype), w)
+    return nats, (dw, dh, like)
 
 
 def _over_chunks_bwd(f: Callable[..., Nats], grads: Any, g: Nats) -> Any:
     del f
-    dw, dh = (x * g.objective for x in grads)  # in float32: 1 / tokens is no bfloat16 number
-    dtype = grads[1].dtype
-    return dw.astype(dtype), dh.astype(dtype), None, None
+    dw, dh, like = grads
+    # In float32: 1 / tokens is no bfloat16 number.
+    dw = jax.tree.map(lambda d, w: (d * g.objective).astype(w.dtype), dw, like)
+    return dw, (dh * g.objective).astype(dh.dtype), None, None
 
 
 over_chunks.defvjp(_over_chunks_fwd, _over_chunks_bwd)

@@ -116,19 +116,26 @@ def flops_per_step(
     head_dim: int,
     vocab_size: int,
     gated: bool,
+    causal: bool = True,
+    mlm_head: bool = False,
 ) -> float:
-    """Floating point operations of one update of a decoder, as Megatron-LM counts them.
+    """Floating point operations of one update of a decoder, as Megatron-LM counts them; or of BERT.
 
     batch: sequences; vocab_size: rows of the embedding, padding included; gated: three matrices in
-    the MLP instead of two. Causal attention counts as half, a window as if there were none;
-    recomputed activations do not count.
+    the MLP instead of two; mlm_head: a matrix [d_model, d_model] before the logits. Causal
+    attention counts as half, a window as if there were none; recomputed activations do not count,
+    nor what BERT computes of one token a sequence.
+
+    Of BERT with d_mlp = 4 h and n_heads * head_dim = h, where all B s tokens have logits:
+    72 B s L h^2 (1 + s / (6 h) + (V + h) / (12 h L)).
     """
     tokens = batch * seq_len
     query, keys_and_values = n_heads * head_dim, 2 * n_kv_heads * head_dim
     mlp = d_model * d_mlp * (3 if gated else 2)
     attention = d_model * (query + keys_and_values) + query * d_model
     weights = n_layers * (mlp + attention) + d_model * vocab_size
-    scores = n_layers * seq_len * query  # QK^T and PV, half of each is masked
+    weights += d_model**2 * mlm_head
+    scores = n_layers * seq_len * query * (1 if causal else 2)  # QK^T and PV, half of each masked
     return (
         6.0 * tokens * (weights + scores)
     )  # 2 for a multiply-add, forward once and backward twice

@@ -51,7 +51,10 @@ def misfits(run: RunConfig) -> list[str]:
           for key in ("attention_softcap", "global_every")],
         (m.attention == "cudnn" and m.dtype != "bfloat16",
          f"model.attention='cudnn' does not compute in model.dtype={m.dtype!r}; try bfloat16"),
-        (m.attention == "cudnn" and not d.cross_document_attention,
+        (m.attention == "cudnn" and not m.causal,
+         "model.attention='cudnn' is given no mask of padding, which a bert's texts have; try"
+         " 'auto'"),
+        (m.attention == "cudnn" and m.causal and not d.cross_document_attention,
          "model.attention='cudnn' is given no mask between packed documents; try"
          " model.attention='auto', or data.cross_document_attention=True"),
         (t.global_batch_size % t.accumulate,
@@ -86,6 +89,9 @@ def family_misfits(m: ModelConfig) -> list[str]:
          "model.norm_bias=True does nothing with model.norm='rmsnorm'"),
         (m.order_head and m.family == "bert" and not m.pooler,
          "model.order_head=True reads the pooler; set model.pooler=True, or order_head=False"),
+        (m.order_head and m.family == "bert" and m.token_types == 1,
+         "model.token_types=1: model.order_head=True tells two segments apart; set token_types=2,"
+         " or order_head=False"),
         (m.family == "bert" and not m.tied, "model.tied=False: a bert's head is its table"),
         *[(m.family not in families and getattr(m, key) != default[key],
            f"model.{key}={getattr(m, key)!r} does nothing with model.family={m.family!r}")
@@ -134,7 +140,7 @@ def batch_misfits(run: RunConfig) -> list[str]:
 def data_misfits(run: RunConfig) -> list[str]:
     d = run.data
     default = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    own = BUILTIN[d.objective]
+    own, family = BUILTIN[d.objective], run.model.family
     without_path = "does nothing with a built-in corpus; set data.path"
     checks = [
         *[(d.path is None and getattr(d, key) is not None,
@@ -162,9 +168,15 @@ def data_misfits(run: RunConfig) -> list[str]:
           for key in ("fim_rate", "fim_spm_rate", "fim_tokens")],
         *[(getattr(d, key) > 1, f"data.{key}={getattr(d, key)} is a share: 1 at most")
           for key in ("fim_rate", "fim_spm_rate")],
-        *[(d.objective in ("chat", "pairs") and getattr(d, key) != default[key],
+        *[(d.objective in objectives and getattr(d, key) != default[key],
            f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
-          for key in ("eod_mask_loss", "epochs")],
+          for key, objectives in IDLE_WITH.items()],
+        ((d.objective == "masked") != (family == "bert"),
+         f"data.objective={d.objective!r} is not for model.family={family!r}; set"
+         f" {'data.objective' if family == 'bert' else 'model.family'}="
+         f"{'masked' if family == 'bert' else 'bert'!r}"),
+        (d.objective == "masked" and run.model.seq_len < 8,
+         f"model.seq_len={run.model.seq_len} leaves no room in [CLS] A [SEP] B [SEP]; try 64"),
         (d.reset_positions is not None and run.model.positions == "none",
          f"data.reset_positions={d.reset_positions} does nothing with model.positions='none'"),
     ]  # fmt: skip
@@ -173,7 +185,11 @@ def data_misfits(run: RunConfig) -> list[str]:
 
 BUILTIN = {  # corpora by objective, the default first
     "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
-    "pairs": ("en-fr", "en-de"),
+    "pairs": ("en-fr", "en-de"), "masked": ("sentences",),
+}  # fmt: skip
+IDLE_WITH = {  # settings that some objectives have no use for
+    "eod_mask_loss": ("chat", "pairs", "masked"), "epochs": ("chat", "pairs", "masked"),
+    "cross_document_attention": ("masked",), "reset_positions": ("masked",),
 }  # fmt: skip
 
 

@@ -124,6 +124,8 @@ def loss_and_grads(
     batch, n = dict(batch), run.train.microbatches(len(rows))
     if run.model.dropout:
         batch["keys"] = sample_keys(run.train.seed, state.step, rows)
+    if "swapped" in batch:  # the mean over rows, of what is divided by tokens
+        batch["order_weights"] = jnp.full(len(rows), total / len(rows), total.dtype)
     once = added_up_once(layout, n)
     here = layout.inside(*BATCH_AXES) if once else layout
 

@@ -18,7 +18,7 @@ def summary(workdir: Path) -> str:
     parts.append(f"Report: {workdir / 'report.html'}")
     if (profile := workdir / "profile" / "operations.txt").exists():
         parts.append(f"Profile: {profile}")
-    talks = (workdir / "tokenizer").exists()
+    talks = "sample" in events and (workdir / "tokenizer").exists()
     parts.append(
         "Try next:\n"
         + f'  mlm-jax generate --workdir {workdir} --prompt "def main(" --temperature 0.5\n' * talks

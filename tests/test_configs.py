@@ -72,6 +72,12 @@ LAYOUTS = {  # sizes of the axes, and how many devices there are
     "llama:3.2-1b": ({"fsdp": 8}, 8),
     "llama:3-70b": ({"fsdp": 16, "tp": 8}, 128),
     "llama:3.1-405b": ({"fsdp": 64, "tp": 8, "sequence_parallel": True}, 512),
+    "bert:tiny": ({"preset": "fsdp_tp"}, 8),
+    "bert:base": ({"dp": 8}, 8),
+    "bert:large": ({"dp": 8}, 8),
+    "bert:336m": ({"dp": 128}, 128),
+    "bert:1.3b": ({"dp": 64, "tp": 4}, 256),
+    "bert:3.9b": ({"dp": 64, "tp": 8}, 512),
     "mistral:7b": ({"fsdp": 8}, 8),
     "qwen:2.5-0.5b": ({"dp": 8}, 8),
     "qwen:2.5-7b": ({"fsdp": 8, "tp": 4}, 32),
@@ -102,7 +108,8 @@ def parameters(cfg: ModelConfig) -> int:
     """Without the rows that pad the vocabulary, once more where the head has a table of its own."""
     params = nnx.state(declare(cfg, Layout.create(1)), nnx.Param)
     count = sum(math.prod(w.shape) for w in jax.tree.leaves(params, is_leaf=is_weight))
-    return count - (cfg.padded_vocab - cfg.vocab_size) * cfg.d_model * (1 if cfg.tied else 2)
+    of_a_row = cfg.d_model * (1 if cfg.tied else 2) + (cfg.family == "bert" and cfg.mlm_head)
+    return count - (cfg.padded_vocab - cfg.vocab_size) * of_a_row
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,8 @@ def parameters(cfg: ModelConfig) -> int:
         ("gpt2:355m", 354_823_168),
         ("gpt2:774m", 774_030_080),
         ("gpt2:1.5b", 1_557_611_200),
+        ("bert:base", 110_106_428),  # transformers' BertForPreTraining
+        ("bert:large", 336_226_108),
         ("llama:2-7b", 6_738_415_616),
         ("llama:3-8b", 8_030_261_248),  # the model cards of Llama 3 and 3.1
         ("llama:3.1-8b", 8_030_261_248),
@@ -134,6 +143,21 @@ def parameters(cfg: ModelConfig) -> int:
 )
 def test_parameters_are_as_many_as_published(spec, published):
     assert parameters(load_config(spec).model) == published
+
+
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [("base", 109_482_240), ("large", 335_141_888)],  # BertModel of bert-{base,large}-uncased
+)
+def test_a_bert_without_its_heads_has_as_many_as_published(size, published):
+    run = load_config(f"bert:{size}", {"model.mlm_head": False, "model.order_head": False})
+    assert parameters(run.model) == published
+
+
+@pytest.mark.parametrize("printed", ["336m", "1.3b", "3.9b"])
+def test_megatrons_berts_round_to_what_was_printed(printed):
+    count = parameters(load_config(f"bert:{printed}").model)
+    assert printed in (f"{count / 1e6:.0f}m", f"{count / 1e9:.1f}b")
 
 
 @pytest.mark.parametrize("printed", ["1.2", "2.5", "4.2", "8.3"])

@@ -128,6 +128,17 @@ def test_flops_count_every_matrix_of_a_llama_six_times():
     assert flops == pytest.approx(6 * 5 * (T * weights + scores))
 
 
+def test_flops_of_a_bert_count_all_pairs_of_tokens_and_its_head():
+    B, s, L, h, V = 3, 128, 2, 64, 512
+    flops = flops_per_step(
+        batch=B, seq_len=s, n_layers=L, d_model=h, d_mlp=4 * h, n_heads=4, n_kv_heads=4,
+        head_dim=h // 4, vocab_size=V, gated=False, causal=False, mlm_head=True,
+    )  # fmt: skip
+    assert flops == pytest.approx(
+        72 * B * s * L * h**2 * (1 + s / (6 * h) + (V + h) / (12 * h * L))
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "tflops"),
     [

@@ -30,15 +30,19 @@ log = logging.getLogger(__name__)
 RECIPE = 3  # count up when anything here or in corpora/ changes what is built
 RECIPES = {
     "python": python.RECIPE, "prose": prose.RECIPE, "conversations": conversations.RECIPE,
-    "en-fr": translation.FRENCH, "en-de": translation.GERMAN,
+    "en-fr": translation.FRENCH, "en-de": translation.GERMAN, "sentences": prose.SENTENCES,
 }  # fmt: skip
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")
 FEWEST = 50  # documents
+WRITTEN = {  # as token files, by objective: how
+    "causal": {"append_eod": True}, "masked": {"split_sentences": True},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """train, valid: of objective "causal" prefixes of token files, each document closed by EOD.
+    """train, valid: of objective "causal" prefixes of token files, each document closed by EOD; of
+    "masked" too, whose sequences are sentences.
 
     Of "chat" .jsonl files, a line {"messages": [{"role", "content"}, ...]}; of "pairs" too, a line
     {"source", "target"}.
@@ -90,7 +94,7 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
         except OSError as error:
             hint = "set MLM_JAX_CACHE to a folder that can"
             raise DataError(f"{folder}: cannot be written: {error}; {hint}") from None
-    suffix = "" if recipe.objective == "causal" else ".jsonl"
+    suffix = "" if recipe.objective in WRITTEN else ".jsonl"
     return Corpus(
         kind=kind,
         objective=recipe.objective,
@@ -163,8 +167,8 @@ def build(recipe: Recipe, examples: Sequence[Example], vocab_size: int, folder: 
     tokenizer = build_tokenizer(recipe, texts(parts["train"]), vocab_size)
     tokenizer.save(folder / "tokenizer")
     for name, contents in parts.items():
-        if recipe.objective == "causal":
-            write_documents(contents, tokenizer, folder / name, append_eod=True)
+        if how := WRITTEN.get(recipe.objective):
+            write_documents(contents, tokenizer, folder / name, **how)
         else:
             lines = "".join(json.dumps(c, ensure_ascii=False) + "\n" for c in contents)
             (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -179,7 +183,8 @@ def build(recipe: Recipe, examples: Sequence[Example], vocab_size: int, folder: 
 
 
 def build_tokenizer(recipe: Recipe, trained: Iterator[str], vocab_size: int) -> Tokenizer:
-    backend = train_bpe(trained, vocab_size - len(recipe.last), recipe.special).backend
+    size, lowercase = vocab_size - len(recipe.last), recipe.objective == "masked"
+    backend = train_bpe(trained, size, recipe.special, lowercase=lowercase).backend
     backend.add_special_tokens(list(recipe.last))
     return FastTokenizer(backend, recipe.settings)
 

@@ -12,6 +12,8 @@ from mlm_jax.config import RunConfig
 from mlm_jax.data import files
 from mlm_jax.data.index_cache import cached
 from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.objectives.bert_masking import SPECIAL_TOKENS, bert_tokens
+from mlm_jax.data.objectives.bert_samples import BertRows, sample_index
 from mlm_jax.data.objectives.examples import Example, chat_examples, pair_examples
 from mlm_jax.data.objectives.fim import Fim, fill_in_the_middle, fim_tokens
 from mlm_jax.data.objectives.packing import PackedExamples
@@ -58,6 +60,9 @@ def open_source(
     if examples:
         assert tokenizer is not None  # see misfits
         return ExampleFile(path, run, tokenizer, cache)
+    if run.data.objective == "masked":
+        assert tokenizer is not None  # see misfits
+        return SentenceFile(path, run, tokenizer, cache)
     return TokenFile(path, run, tokenizer, cache)
 
 
@@ -87,17 +92,12 @@ class TokenFile:
 
     def check(self) -> None:
         """Looks at some ids of a local file; each sample is checked when it is read."""
-        indexed, vocab_size = self.indexed, self.run.model.vocab_size
-        if self.run.data.masks_boundaries and indexed.lengths.max() < 2:
+        if self.run.data.masks_boundaries and self.indexed.lengths.max() < 2:
             raise DataError(
                 f"{self.name}: every document has one token, none is predicted from another; set"
                 " data.eod_mask_loss=False"
             )
-        ids = indexed.dtype.kind in "iu"  # else GptSamples refuses them
-        if "://" in self.name or not ids or np.iinfo(indexed.dtype).max < vocab_size:
-            return
-        for i in range(0, len(indexed), max(1, indexed.n_tokens // CHECKED_TOKENS)):
-            check_ids(indexed.tokens(i), vocab_size, self.name)
+        check_some_ids(self.indexed, self.run.model.vocab_size, self.name)
 
 
 class Windows:
@@ -123,6 +123,55 @@ class Windows:
         check_ids(row["tokens"], self.vocab_size, self.name)
         check_ids(row["targets"][-1:], self.vocab_size, self.name)
         return row
+
+
+class SentenceFile:
+    """PREFIX.bin and PREFIX.idx whose sequences are sentences, of which BERT's samples are made."""
+
+    def __init__(self, path: str, run: RunConfig, tokenizer: Tokenizer, cache: Path | None):
+        self.name, self.run, self.cache = path, run, cache
+        self.ids, self.continues = bert_tokens(tokenizer), tokenizer.continues_word()
+        self.indexed = IndexedDataset(path)
+        if self.indexed.dtype.kind not in "iu":
+            raise DataError(f"{path}.bin: {self.indexed.dtype.name} values are not token ids")
+        self.size = len(self.indexed.documents) - 1
+        if len(self.indexed) <= self.size:
+            raise DataError(
+                f"{path}: a document has {len(self.indexed) / max(self.size, 1):.2g} sentences;"
+                " build it with `mlm-jax data build --split_sentences`"
+            )
+        self.samples = functools.cache(self._samples)
+
+    def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
+        del n_samples  # epochs are not shuffled together: see misfits
+        m = self.run.model
+        return BertRows(
+            self.indexed, self.samples(part), ids=self.ids, continues=self.continues,
+            seq_len=m.seq_len, token_types=m.token_types, sentence_order=m.order_head, seed=seed,
+        )  # fmt: skip
+
+    def _samples(self, part: range) -> np.ndarray:
+        m, fewest = self.run.model, 2 if self.run.model.order_head else 1
+        how = {"longest": m.seq_len - SPECIAL_TOKENS, "fewest": fewest, "seed": self.run.train.seed}
+        documents = self.indexed.documents[part.start : part.stop + 1]
+        key = {"index": "BERT, 1", **how, "documents": [part.start, part.stop]}
+        key |= {"data": self.fingerprint()} if self.cache else {}
+        found = cached(
+            self.cache, key,
+            lambda: {"samples": sample_index(self.indexed.lengths, documents, **how)},
+        )["samples"]  # fmt: skip
+        if not len(found):
+            raise DataError(
+                f"{self.name}: a split of {len(part)} documents gives no sample: none has {fewest}"
+                " sentences or more; change data.split or add documents"
+            )
+        return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.indexed.fingerprint()
+
+    def check(self) -> None:
+        check_some_ids(self.indexed, self.run.model.vocab_size, self.name)
 
 
 class ExampleFile:
@@ -193,6 +242,15 @@ def joined(examples: Sequence[Example]) -> Mapping[str, np.ndarray]:
         "tokens": np.concatenate([e.tokens for e in examples]),
         "trained": np.concatenate([e.trained for e in examples]),
     }
+
+
+def check_some_ids(indexed: IndexedDataset, vocab_size: int, name: str) -> None:
+    """Of a local file."""
+    ids = indexed.dtype.kind in "iu"  # else GptSamples refuses them
+    if "://" in name or not ids or np.iinfo(indexed.dtype).max < vocab_size:
+        return
+    for i in range(0, len(indexed), max(1, indexed.n_tokens // CHECKED_TOKENS)):
+        check_ids(indexed.tokens(i), vocab_size, name)
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:

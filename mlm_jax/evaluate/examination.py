@@ -96,10 +96,14 @@ class Examination:
 
     @functools.cached_property
     def can_generate(self) -> bool:
-        """Whether weights laid out for generation take no more room than training does.
+        """Whether the model writes, and its weights, laid out for that, take no more room than
+        training does.
 
-        They do where a pipeline's stages do not divide the layers' dims, so that none is split.
+        They do take more where a pipeline's stages do not divide the layers' dims, so that none is
+        split.
         """
+        if not self.run.model.causal:
+            return False
         layout = self.layout.generating(self.run.model)
         able = bytes_held(layout.placed(self.steps.abstract.params)) <= bytes_held(
             self.steps.abstract
@@ -133,8 +137,12 @@ class Examination:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray | None:
-        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0."""
-        if self.data.tokenizer is None:
+        """Bytes each id stands for, [vocab_size]; ids that the tokenizer does not know count 0.
+
+        None without a tokenizer, and where words are told by what stands behind them too: bits of
+        these are no length of a text.
+        """
+        if self.data.tokenizer is None or not self.run.model.causal:
             return None
         known = self.data.tokenizer.token_bytes()
         return np.pad(known, (0, self.run.model.vocab_size - len(known)))

@@ -31,8 +31,10 @@ def generate(
     """Continuations of the prompts, without the prompts; each ends before the first stop string.
 
     temperature 0 is greedy. The same seed, prompts and order give the same texts under any layout.
-    Raises ConfigError for a prompt that leaves no room for max_tokens in the context.
+    Raises ConfigError for a prompt that leaves no room for max_tokens in the context, and for a
+    model that does not write.
     """
+    check_writes(model)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ConfigError(
@@ -65,6 +67,7 @@ def generate_ids(
     seed: int = 0, eod_id: int | None = None, ended: Any = None,
 ) -> list[list[int]]:  # fmt: skip
     """New token ids of each prompt, without eod_id, which ends a row; so does ended(ids)."""
+    check_writes(model)
     cfg = model.cfg
     check(prompts, max_tokens, cfg.seq_len, cfg.vocab_size, sampling, seed)
     if not prompts:
@@ -99,6 +102,14 @@ def generate_ids(
         if done.all():
             break
     return new
+
+
+def check_writes(model: Any) -> None:
+    if not model.cfg.causal:
+        raise ConfigError(
+            f"model.family={model.cfg.family!r} writes no text: each of its tokens sees the whole"
+            " of it; call the model for logits of hidden words, or take a gpt"
+        )
 
 
 class Turn(NamedTuple):

@@ -10,8 +10,10 @@ from flax import nnx
 from mlm_jax.config import ModelConfig
 from mlm_jax.layers.lookup import looked_up
 from mlm_jax.layers.norm import NORMS
-from mlm_jax.layers.weight import Normal, weight, wide
+from mlm_jax.layers.weight import Normal, bias, weight, wide
 from mlm_jax.layout import Layout
+
+HeadWeights = tuple[jax.Array, jax.Array | None]  # [V, D]; [V] in a head with a bias
 
 
 class Embedding(nnx.Module):
@@ -61,24 +63,35 @@ class Head(nnx.Module):
     """Logits in float32 from the last hidden states.
 
     weight  [V, D]  vocab_in, vocab_embed  rows over tp; absent where the embedding's serves (tied)
+    bias    [V]     vocab                  where it is `biased`
 
     Rows beyond the tokenizer's vocabulary get the lowest float: their probability is exactly 0.
     """
 
-    def __init__(self, cfg: ModelConfig, layout: Layout):
+    def __init__(self, cfg: ModelConfig, layout: Layout, *, biased: bool = False):
         self.weight = None if cfg.tied else table(cfg)
+        self.bias = bias(cfg, biased, vocab=cfg.padded_vocab)
         self.cfg, self.layout = cfg, layout
 
-    def matrix(self, embedding: Embedding) -> jax.Array:
-        """What hidden states are multiplied by, [V, D] in model.dtype, split over tp only."""
-        w = embedding.tokens if self.weight is None else self.weight
-        return self.layout.constrain(w[...].astype(self.cfg.dtype), "vocab", None)
+    def weights(self, embedding: Embedding) -> HeadWeights:
+        """What hidden states are multiplied by, in model.dtype, and what is added, in its own.
 
-    def __call__(self, h_BTD: jax.Array, w_VD: jax.Array) -> jax.Array:
-        """h may be in parts of rows and of their sequences, [n, c, M, D], each with its own w."""
+        Both are split over tp only.
+        """
+        w = embedding.tokens if self.weight is None else self.weight
+        w_VD = self.layout.constrain(w[...].astype(self.cfg.dtype), "vocab", None)
+        return w_VD, None if self.bias is None else self.bias[...]
+
+    def __call__(self, h_BTD: jax.Array, weights: HeadWeights) -> jax.Array:
+        """h may be in parts of rows and of their sequences, [n, c, M, D], each with its own
+        weights [n, c, ...].
+        """
+        w_VD, b_V = weights
         logits_BTV = wide_product(h_BTD, w_VD)
         within = (None,) * (logits_BTV.ndim - 3)
         logits_BTV = self.layout.constrain(logits_BTV, "batch", "seq", *within, "vocab")
+        if b_V is not None:
+            logits_BTV += b_V[..., None, :]
         if self.cfg.logit_scale != 1:
             logits_BTV *= self.cfg.logit_scale
         if cap := self.cfg.logit_softcap:

@@ -9,9 +9,10 @@ from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
 from mlm_jax.layers.weight import materialise, renamed
 from mlm_jax.layout import Layout
+from mlm_jax.models.bert import Bert
 from mlm_jax.models.gpt import Gpt
 
-FAMILIES = {"gpt": Gpt}
+FAMILIES = {"gpt": Gpt, "bert": Bert}
 
 
 def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:

@@ -55,13 +55,13 @@ class Gpt(nnx.Module):
         """`hidden` of a batch, whose rows are in the order of the layout."""
         return self.hidden(
             batch["tokens"], segments_BT=batch.get("segments"),
-            positions_BT=batch.get("positions"), rngs=rngs, seen=seen,
+            positions_BT=batch.get("positions"), types_BT=batch.get("types"), rngs=rngs, seen=seen,
         )  # fmt: skip
 
     def hidden(
         self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
-        positions_BT: jax.Array | None = None, rngs: jax.Array | None = None,
-        seen: Seen | None = None,
+        positions_BT: jax.Array | None = None, types_BT: jax.Array | None = None,
+        rngs: jax.Array | None = None, seen: Seen | None = None,
     ) -> jax.Array:  # fmt: skip
         """Last hidden states [B, T, D] in model.dtype, normed: what `logits` takes.
 
@@ -72,13 +72,17 @@ class Gpt(nnx.Module):
         places_T = places(self.layout, tokens_BT.shape[1])
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(places_T, tokens_BT.shape)
-        view = View.of(self.cfg, positions_BT, segments_BT, places_T)
+        view = View.of(self.cfg, positions_BT, segments_BT, places_T, types_BT)
         return self._hidden(tokens_BT, view, rngs, None, seen)[0]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, padded vocab]; columns beyond vocab_size have probability 0."""
         with jax.named_scope("head"):
-            return self.head(gathered(h_BTD, self.layout), self.head.matrix(self.embedding))
+            return self.head(gathered(h_BTD, self.layout), self.head.weights(self.embedding))
+
+    def transformed(self, h_BTD: jax.Array) -> jax.Array:
+        """What the head multiplies, of last hidden states: these themselves."""
+        return h_BTD
 
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | tuple[Cache, ...],

@@ -4,6 +4,7 @@ kind             made from                                                  unde
 python           sources of Python's standard library                       PSF-2.0
 prose            docstrings of the standard library and of numpy, scipy,    PSF-2.0; BSD-3-Clause;
                  jax, flax, optax and orbax                                 Apache-2.0
+sentences        the same, as sentences for BERT                            the same
 conversations    their docstrings, signatures and doctests                  the same
 en-fr, en-de     message catalogues of django                               BSD-3-Clause
 

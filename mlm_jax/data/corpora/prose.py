@@ -4,6 +4,7 @@ import itertools
 
 from mlm_jax.data.corpora.docstrings import docstrings, documented, paragraphs
 from mlm_jax.data.corpora.sources import Example, Package, Recipe, folded, unique
+from mlm_jax.data.tokenizer.settings import BERT
 
 
 def harvest(packages: list[Package]) -> list[Example]:
@@ -19,3 +20,4 @@ def harvest(packages: list[Package]) -> list[Example]:
 
 
 RECIPE = Recipe("causal", documented, harvest)
+SENTENCES = Recipe("masked", documented, harvest, special=tuple(BERT.values()))

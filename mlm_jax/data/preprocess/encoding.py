@@ -133,11 +133,12 @@ def write_part(
     return counts._replace(skipped=len(problems)), problems[0] if problems else ""
 
 
-def write_documents(
-    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, append_eod: bool
-) -> Counts:
-    """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced."""
-    recipe, counts = Recipe(tokenizer, append_eod=append_eod), Counts()
+def write_documents(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, **how: Any) -> Counts:
+    """Writes PREFIX.bin and PREFIX.idx, one document a text; an existing pair is replaced.
+
+    how: see Recipe.
+    """
+    recipe, counts = Recipe(tokenizer, **how), Counts()
     with IndexedWriter(prefix, recipe.dtype) as writer:
         for chunk in chunks(texts, ON_ALL_CORES):
             n_bytes = sum(len(text.encode()) for text in chunk)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import normalizers, pre_tokenizers, trainers
 
 from mlm_jax.data.tokenizer.byte_level import byte_level_backend
 from mlm_jax.data.tokenizer.fast import FastTokenizer
@@ -12,12 +12,14 @@ from mlm_jax.errors import DataError
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, special: Sequence[str] = END_OF_DOCUMENT[:1]
-) -> FastTokenizer:
+    texts: Iterable[str], vocab_size: int, special: Sequence[str] = END_OF_DOCUMENT[:1], *,
+    lowercase: bool = False,
+) -> FastTokenizer:  # fmt: skip
     """Byte-level BPE learned from these texts; any text can be encoded.
 
     special: tokens with the ids 0, 1, ..., found in a text by their names; by default the end of a
-    document alone.
+    document alone. lowercase: texts are read in lower case, and as if a space was before them, so
+    that the first word of a sentence is no other than that word elsewhere.
 
     The vocabulary is smaller than vocab_size where the texts do not repeat themselves enough.
     Raises DataError for a vocab_size below len(special) + 256 bytes.
@@ -27,6 +29,9 @@ def train_bpe(
         kinds = f"the {len(special)} special tokens" if len(special) > 1 else "the special token"
         raise DataError(f"vocab_size={vocab_size} is less than {kinds} and 256 bytes: {least}")
     backend = byte_level_backend({}, [], PYTHON)
+    if lowercase:
+        steps = [normalizers.Lowercase(), normalizers.Prepend(" ")]
+        backend.normalizer = normalizers.Sequence(steps)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(special),
