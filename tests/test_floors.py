@@ -127,7 +127,7 @@ for words in (["--config.modle.x=1"], ["--config", "gpt22"], ["--wordkir=x"]):
     assert status("explain", "--config=gpt2", *words) == 2
 assert status("trian") == 2
 """)
-    assert done.stderr.count("mlm-jax: ") == 4 + 6 + 1
+    assert done.stderr.count("mlm-jax: ") == 5 + 6 + 1
 
 
 def test_what_the_package_exports_is_there():

@@ -203,7 +203,7 @@ def test_a_tokenizer_comes_along_unless_it_has_more_ids(saved, tmp_path, caplog)
 def test_an_export_that_would_lose_something_is_refused(tmp_path):
     cfg = ModelConfig(n_layers=2, d_model=32, vocab_size=300, logit_softcap=5.0, seq_len=32)
     model = mlm_jax.build(cfg, Layout.create(jax.devices()[:1]))
-    with pytest.raises(CheckpointError, match="gpt2, differs in:\n  model.logit_softcap=5"):
+    with pytest.raises(CheckpointError, match="gpt2, differs in:\n  model"):
         mlm_jax.to_hf(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     plain = mlm_jax.build(ModelConfig(n_layers=2, d_model=32, seq_len=32), model.layout)
