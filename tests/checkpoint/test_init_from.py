@@ -61,5 +61,5 @@ def test_another_model_is_refused_with_what_would_agree(converted, tmp_path):
     open_source(dataclasses.replace(run, model=longer, init_from=str(workdir)), None)
     with pytest.raises(CheckpointError, match="is no model"):
         open_source(dataclasses.replace(run, init_from=str(tmp_path)), None)
-    with pytest.raises(CheckpointError, match="init_from=.* and another"):
+    with pytest.raises(CheckpointError, match=r"init_from=.* and another"):
         mlm_jax.train(run, workdir)
