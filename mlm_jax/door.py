@@ -215,7 +215,10 @@ def _read_run(folder: Path) -> "ConfigDict":
                 " --workdir W`, then give W"
             )
         values = {key: value for key, value in content.items() if key not in ABOUT}
-        from_dict(values)  # which tells what is wrong in it
+        model = from_dict(values).model  # which tells what is wrong in it
+        for field in dataclasses.fields(model):  # what follows from others, still follows
+            if dataclasses.replace(model, **{field.name: field.default}) == model:
+                del values["model"][field.name]
         with cfg.unlocked(), cfg.ignore_type():
             cfg.update(values)
     except FileNotFoundError:

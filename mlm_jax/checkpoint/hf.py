@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mlm_jax.checkpoint.hf_config import make_of, read_config
+from mlm_jax.checkpoint.hf_config import data_for, make_of, read_config
 from mlm_jax.checkpoint.hf_files import open_folder, read_json, renamed
 from mlm_jax.checkpoint.streaming import read_params
-from mlm_jax.config import ModelConfig, RunConfig
+from mlm_jax.config import DataConfig, ModelConfig, RunConfig
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.data.tokenizer import find as find_tokenizer
 from mlm_jax.errors import CheckpointError, DataError
@@ -44,6 +44,11 @@ class HfFolder:
             "ids": {k: v for k, v in self.config.items() if k.endswith("_token_id")},
             "generation": read_json(generation) if generation.is_file() else None,
         }  # fmt: skip
+
+    @property
+    def run(self) -> RunConfig:
+        data = DataConfig(**data_for({"family": self.model.family}))
+        return RunConfig(model=self.model, data=data, name=self.folder.absolute().name)
 
     def _model(self) -> ModelConfig:
         """A head that is the table is left out, or stored again (pytorch_model.bin).
@@ -95,6 +100,6 @@ def from_hf(folder: Path | str, layout: Layout | None = None) -> Any:
     tokenizer = source.tokenizer()
     graphdef, _ = nnx.split(declare(source.model, layout), nnx.Param)
     model = nnx.merge(graphdef, source.params(source.model, layout))
-    model.tokenizer, model.run = tokenizer, RunConfig(model=source.model)
+    model.tokenizer, model.run = tokenizer, source.run
     model.origin = source.origin
     return model

@@ -69,12 +69,17 @@ def read_config(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Mod
         nouns["dtype"] = "bfloat16" if "bfloat16" in str(dtype_of(config)) else "float32"
         nouns["init_std"] = s.given("initializer_range", 0.02)
         try:
-            return from_dict({"model": without_none(nouns)}).model
+            return from_dict({"model": without_none(nouns), "data": data_for(nouns)}).model
         except ConfigError as why:
             s.problems.append(str(why))
     raise CheckpointError(
         f"this {kind} cannot be built here, by its config.json:\n  " + "\n  ".join(s.problems)
     )
+
+
+def data_for(nouns: Nouns) -> dict[str, Any]:
+    """Settings of data that go with a family."""
+    return {"objective": "masked"} if nouns.get("family") == "bert" else {}
 
 
 def dtype_of(config: Mapping[str, Any]) -> str | None:
@@ -134,7 +139,9 @@ def canonical(m: ModelConfig) -> dict[str, Any]:
     if m.norm == "rmsnorm":
         nouns["norm_bias"] = False
     no_part = {
-        "gpt": {"bias", "mlm_head", "pooler", "order_head"},  # bias: the others say which
-        "bert": {"target_len"}, "t5": {"bias", "seq_len", "target_len"},  # any length will do
+        # bias: the others say which
+        "gpt": {"bias", "mlm_head", "pooler", "order_head", "n_decoder_layers", "target_len"},
+        "bert": {"n_decoder_layers", "target_len"},
+        "t5": {"bias", "seq_len", "target_len"},  # any length will do
     }  # fmt: skip
     return {key: value for key, value in nouns.items() if key not in no_part[m.family]}

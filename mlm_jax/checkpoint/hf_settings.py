@@ -104,7 +104,7 @@ def read_rotary(
 ) -> Nouns:  # fmt: skip
     """Base, share of a head and scaling. nested: the kind of layer that rope_parameters are of."""
     new = s.given("rope_parameters", {})
-    new = new.get(nested) or {} if nested in new or nested and SLIDING in new else new
+    new = new.get(nested) or {} if nested in new or (nested and SLIDING in new) else new
     scaling = new or s.given("rope_scaling", {})
     nouns = {
         "positions": "rotary",
@@ -163,7 +163,7 @@ def read_window(s: Settings, window: int | None, kinds: list[str]) -> Nouns:
     if window is None or window >= s.need("max_position_embeddings") or not any(sliding):
         return {}
     every = sliding.index(False) + 1 if False in sliding else None
-    if every and sliding != [(i + 1) % every != 0 for i in range(len(sliding))] or every == 1:
+    if (every and sliding != [(i + 1) % every != 0 for i in range(len(sliding))]) or every == 1:
         s.refuse("layer_types", kinds, "layers without a window are every n-th, or none")
     return {"window": window, "global_every": every}
 

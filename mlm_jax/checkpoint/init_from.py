@@ -81,5 +81,7 @@ def differences(wanted: ModelConfig, found: ModelConfig) -> list[str]:
     return [
         f"model.{key}={getattr(found, key)!r}, not {getattr(wanted, key)!r}"
         for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key) and key not in free
+        if here.get(key) != there.get(key)
+        and key not in free
+        and getattr(found, key) != getattr(wanted, key)  # else another setting decides it
     ]

@@ -1,7 +1,6 @@
 """mlm-jax convert from-hf"""
 
 from mlm_jax.commands import check_only_layout, command_parser, layout_asked_for, parse, path
-from mlm_jax.config import RunConfig
 
 
 def from_hf(argv: list[str]) -> int:
@@ -23,7 +22,7 @@ def from_hf(argv: list[str]) -> int:
     from mlm_jax.checkpoint.hf import from_hf as read
 
     require_new(args.workdir, 0)
-    run = RunConfig(model=HfFolder(args.folder).model, name=args.folder.absolute().name)
+    run = HfFolder(args.folder).run
     model = read(args.folder, layout_asked_for(run, overrides))
     params = nnx.state(model, nnx.Param)
     write_converted(args.workdir, run, params, model.tokenizer, model.origin)

@@ -9,7 +9,6 @@ from mlm_jax.commands import (
     parse,
     path,
 )
-from mlm_jax.config import RunConfig
 from mlm_jax.errors import ConfigError
 
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
     from mlm_jax.checkpoint.workdir import load, read_run
     from mlm_jax.inference.engine import generate
 
-    run = RunConfig(model=HfFolder(args.hf).model) if args.hf else read_run(args.workdir)
+    run = HfFolder(args.hf).run if args.hf else read_run(args.workdir)
     layout = layout_asked_for(run, overrides)
     model = from_hf(args.hf, layout) if args.hf else load(args.workdir, args.step, layout)
     texts = generate(

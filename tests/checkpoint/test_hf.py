@@ -1,0 +1,244 @@
+"""Hugging Face's models in and out, beside transformers itself."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mlm_jax
+from mlm_jax.checkpoint.hf_config import read_config, write_config
+from mlm_jax.checkpoint.hf_files import open_folder
+from mlm_jax.checkpoint.workdir import load
+from mlm_jax.config import ModelConfig
+from mlm_jax.errors import CheckpointError, ConfigError, DataError
+from mlm_jax.inference.engine import generate_ids
+from mlm_jax.inference.sampling import Sampling
+from mlm_jax.layout import Layout
+from tests.checkpoint.makes import CONFIGS, logits_of, make, torch, transformers
+
+IDS = np.random.default_rng(0).integers(0, 300, (2, 24))
+TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """saved(name) -> folder and reference, made once."""
+    root, found = tmp_path_factory.mktemp("hf"), {}
+
+    def get(name: str):
+        if name not in found:
+            found[name] = root / name, make(name, root / name)
+        return found[name]
+
+    return get
+
+
+def ours(model, ids=IDS) -> np.ndarray:
+    return np.asarray(jax.jit(lambda model, ids: model(ids))(model, ids), np.float32)
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_it_has_the_logits_and_out_every_bit_of_transformers(name, saved, tmp_path):
+    folder, reference = saved(name)
+    model = mlm_jax.from_hf(folder)
+    assert error(ours(model), logits_of(reference, IDS)) < 2e-5
+    mlm_jax.to_hf(model, tmp_path / "out", max_shard_size=60_000)
+    a, b = open_folder(folder), open_folder(tmp_path / "out")
+    assert a.names == b.names
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    for tensor in a.names:
+        assert a.read(tensor).tobytes() == b.read(tensor).tobytes(), tensor
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again) is type(reference)
+    np.testing.assert_array_equal(logits_of(again, IDS), logits_of(reference, IDS))
+    older = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types")}
+    if name not in ("gemma3",):  # whose pattern of layers older versions had another key for
+        assert read_config(older, model_names(b)) == read_config(config, model_names(b))
+
+
+def model_names(files) -> set[str]:
+    return set(files.names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"tp": 4}, {"fsdp": 8}, {"pp": 2, "tp": 2}], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_straight_into_a_layout_and_out_of_it(name, sizes, saved, tmp_path):
+    folder, reference = saved(name)
+    layout = Layout.create(jax.devices()[: int(np.prod(list(sizes.values())))], **sizes)
+    model = mlm_jax.from_hf(folder, layout)
+    if "pp" not in sizes:
+        assert error(ours(model), logits_of(reference, IDS)) < 2e-5
+    mlm_jax.to_hf(model, tmp_path / "out")
+    a, b = open_folder(folder), open_folder(tmp_path / "out")
+    for tensor in a.names:
+        assert a.read(tensor).tobytes() == b.read(tensor).tobytes(), tensor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_bfloat16(name, saved, tmp_path):
+    reference = saved(name)[1]
+    reference = type(reference)(reference.config).bfloat16().eval()
+    reference.save_pretrained(tmp_path / "half")
+    model = mlm_jax.from_hf(tmp_path / "half")
+    assert model.cfg.dtype == "bfloat16"
+    assert error(ours(model), logits_of(reference.float(), IDS)) < 2e-2
+    mlm_jax.to_hf(model, tmp_path / "out")
+    a, b = open_folder(tmp_path / "half"), open_folder(tmp_path / "out")
+    assert all(a.read(t).tobytes() == b.read(t).tobytes() for t in a.names)
+    assert b.read(next(iter(b.names))).dtype == "bfloat16"
+
+
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS if n not in ("gpt2", "llama")]
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), *SLOW])
+def test_greedy_generation_is_that_of_transformers(name, saved, tmp_path):
+    reference = make(name, tmp_path / "long", **{
+        "n_positions" if name == "gpt2" else "max_position_embeddings": 128
+    })  # fmt: skip
+    prompt = IDS[0, :9].tolist()
+    new = generate_ids(
+        mlm_jax.from_hf(tmp_path / "long"), [prompt], max_tokens=64, sampling=Sampling(0, 0, 1, 1)
+    )[0]
+    out = reference.generate(
+        torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert new == out[0, 9:].tolist()
+
+
+def changed(folder: Path, to: Path, **settings) -> Path:
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    config |= settings
+    text = json.dumps({k: v for k, v in config.items() if v != "gone"})
+    (to / "config.json").write_text(text)
+    return to
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    ({"model_type": "lama"}, "'lama' is no architecture known here; the nearest is llama; known"),
+    ({"model_type": "gemma3"}, "vision tower"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "another head"),
+    ({"hidden_size": "gone", "vocab_size": "gone"}, "it has no vocab_size\n  it has no hidden"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu': there are silu"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+    ({"quantization_config": {}}, "quantization_config={}"),
+    ({"intermediate_size": 100}, "has the shape [96, 64], not [100, 64]\n"),
+    ({"num_hidden_layers": 3}, "it lacks model.layers.2."),
+    ({"num_hidden_layers": 1}, "it has model.layers.1."),
+    ({"hidden_size": "wide"}, "model.d_model='wide' is not a whole number"),
+])  # fmt: skip
+def test_what_cannot_be_built_is_refused(settings, told, saved, tmp_path):
+    folder = changed(saved("llama")[0], tmp_path / "changed", **settings)
+    with pytest.raises(CheckpointError) as refused:
+        mlm_jax.from_hf(folder)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "settings", "told"), [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only False can be built here"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "every n-th, or none"),
+    ("llama_yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 2.0}},
+     "rope mscale=2.0"),
+    ("gemma3", {"sliding_window": 64}, "differ in their rotary base"),
+])  # fmt: skip
+def test_what_nouns_do_not_say_is_refused(name, settings, told, saved):
+    config = json.loads((saved(name)[0] / "config.json").read_text())
+    with pytest.raises(CheckpointError) as refused:
+        read_config(config | settings)
+    assert told in str(refused.value)
+
+
+def test_files_that_are_not_whole_are_refused(saved, tmp_path):
+    folder = saved("llama")[0]
+    mlm_jax.to_hf(mlm_jax.from_hf(folder), tmp_path / "out", max_shard_size=60_000)
+    shard = sorted((tmp_path / "out").glob("*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-7])
+    with pytest.raises(CheckpointError, match=f"{shard.name} is no whole safetensors file"):
+        mlm_jax.from_hf(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {shard.name}, which model.safetensors.index"):
+        mlm_jax.from_hf(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="it has no config"):
+        mlm_jax.from_hf(tmp_path)
+
+
+def test_without_a_head_a_prefix_or_safetensors(saved, tmp_path):
+    folder, reference = saved("gpt2")
+    reference.transformer.save_pretrained(tmp_path / "bare")
+    np.testing.assert_array_equal(
+        ours(mlm_jax.from_hf(tmp_path / "bare")), ours(mlm_jax.from_hf(folder))
+    )
+    changed(folder, tmp_path / "pickle")
+    (tmp_path / "pickle" / "model.safetensors").unlink()
+    torch.save(reference.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    np.testing.assert_array_equal(
+        ours(mlm_jax.from_hf(tmp_path / "pickle")), ours(mlm_jax.from_hf(folder))
+    )
+
+
+def test_a_tokenizer_comes_along_unless_it_has_more_ids(saved, tmp_path, caplog):
+    folder = changed(saved("llama")[0], tmp_path / "small")
+    with caplog.at_level(logging.WARNING):
+        assert mlm_jax.from_hf(folder).tokenizer is None
+    assert "no tokenizer comes along" in caplog.text
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    with pytest.raises(DataError, match="ids, and the model vectors for 300"):
+        mlm_jax.from_hf(folder)
+
+
+def test_an_export_that_would_lose_something_is_refused(tmp_path):
+    cfg = ModelConfig(n_layers=2, d_model=32, vocab_size=300, logit_softcap=5.0, seq_len=32)
+    model = mlm_jax.build(cfg, Layout.create(jax.devices()[:1]))
+    with pytest.raises(CheckpointError, match="gpt2, differs in:\n  model"):
+        mlm_jax.to_hf(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    plain = mlm_jax.build(ModelConfig(n_layers=2, d_model=32, seq_len=32), model.layout)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(CheckpointError, match="is there already"):
+        mlm_jax.to_hf(plain, tmp_path / "full")
+    with pytest.raises(ConfigError, match="dtype='int8' is none"):
+        mlm_jax.to_hf(plain, tmp_path / "out", dtype="int8")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    model = mlm_jax.build(
+        ModelConfig(n_layers=2, d_model=32, seq_len=32), Layout.create(jax.devices()[:1])
+    )
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match="and its disk has"):
+        mlm_jax.to_hf(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_defaults_of_ours_are_a_gpt2():
+    assert write_config(ModelConfig(d_model=32))[0] == "gpt2"
+
+
+def test_a_converted_model_is_a_workdir(saved, tmp_path):
+    folder, _ = saved("llama")
+    from mlm_jax.__main__ import main
+
+    work, out = tmp_path / "work", tmp_path / "out"
+    assert main(["convert", "from-hf", str(folder), "--workdir", str(work)]) == 0
+    assert main(["checkpoint", "verify", "--workdir", str(work)]) == 0
+    np.testing.assert_array_equal(ours(load(work)), ours(mlm_jax.from_hf(folder)))
+    assert main(["convert", "to-hf", str(out), "--workdir", str(work)]) == 0
+    assert (out / "model.safetensors").exists()
+    assert main(["train", "--config", str(work), "--workdir", str(work)]) == 2
+    assert main(["convert", "from-hf", str(folder), "--workdir", str(work)]) == 2
