@@ -141,6 +141,11 @@ class ModelConfig:
         return self.family != "bert"
 
     @property
+    def seq2seq(self) -> bool:
+        """Whether an encoder reads one text, and a decoder writes another."""
+        return self.family == "t5"
+
+    @property
     def rotary_dim(self) -> int:
         """How many of a head's numbers rotate."""
         return int(self.head_dim * self.rotary_share)

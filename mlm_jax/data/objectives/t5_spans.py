@@ -48,6 +48,24 @@ def t5_tokens(tokenizer: Tokenizer) -> T5Tokens:
     return T5Tokens(sentinels, tokenizer.special.get("bos", pad), eos, pad)
 
 
+class Marks(NamedTuple):
+    """Ids: start is what a decoder reads first; eos ends what is read, and what is written."""
+
+    start: int
+    eos: int
+    pad: int
+
+
+def marks_of(tokenizer: Tokenizer) -> Marks:
+    """start is bos, else pad, as T5's own has it, else eos. Raises DataError without an eos."""
+    special = tokenizer.special
+    eos = special.get("eos", tokenizer.eod_id)
+    if eos is None:
+        [eos] = special_tokens(tokenizer, "eos", needed_by="a model with an encoder and a decoder")
+    pad = special.get("pad", eos)
+    return Marks(special.get("bos", pad), eos, pad)
+
+
 def noise_spans(
     n: int, rng: np.random.RandomState, *, density: float = 0.15, mean_length: float = 3.0
 ) -> list[Span]:
