@@ -1,9 +1,12 @@
-"""Llama 3 and 3.1 (Grattafiori et al. 2024, table 3), and a tiny one of the same make.
+"""Llama 2 (Touvron et al. 2023), 3 and 3.1 (Grattafiori et al. 2024, table 3), and a tiny one.
 
 mlm-jax train --config llama:tiny --workdir runs/llama
 
 On 8 and on 128 GPUs of 80 GB, a microbatch of 1 to 4 sequences a GPU:
 
+mlm-jax train --config llama:2-7b --config.layout.fsdp=8 --config.train.accumulate=64 --workdir runs/2-7b
+mlm-jax train --config llama:3.1-8b --config.layout.fsdp=8 --config.train.accumulate=64 --workdir runs/3.1-8b
+mlm-jax train --config llama:3.2-1b --config.layout.fsdp=8 --config.train.accumulate=32 --workdir runs/3.2-1b
 mlm-jax train --config llama:3-8b --config.layout.fsdp=8 --config.train.accumulate=64 --workdir runs/3-8b
 mlm-jax train --config llama:3-70b --config.layout.fsdp=16 --config.layout.tp=8 --workdir runs/3-70b
 
@@ -26,7 +29,10 @@ from mlm_jax.config import defaults
 
 SIZES = {  # layers, width, heads, key/value heads, mlp, peak learning rate
     "tiny": (4, 128, 4, 2, 384, 3e-3),
+    "2-7b": (32, 4096, 32, 32, 11008, 3e-4),
     "3-8b": (32, 4096, 32, 8, 14336, 3e-4),
+    "3.1-8b": (32, 4096, 32, 8, 14336, 3e-4),
+    "3.2-1b": (16, 2048, 32, 8, 8192, 3e-4),
     "3-70b": (80, 8192, 64, 8, 28672, 1.5e-4),
     "3.1-405b": (126, 16384, 128, 8, 53248, 8e-5),
 }
@@ -51,4 +57,9 @@ def get_config(size: str = "tiny"):
         if size == "3.1-405b":
             cfg.train.global_batch_size = 2048
         cfg.optimizer.min_lr, cfg.optimizer.warmup_steps = cfg.optimizer.lr / 100, 2000
+    if size == "2-7b":
+        m.vocab_size, m.seq_len, m.rotary_base = 32_000, 4096, 10_000.0
+    if size.startswith(("3.1", "3.2")):  # for sequences of 131,072 tokens, in the end
+        m.rope_scaling, m.rope_factor = "llama3", 32.0 if size == "3.2-1b" else 8.0
+        m.tied = size == "3.2-1b"
     return cfg

@@ -14,7 +14,14 @@ from mlm_jax.layers.watch import Seen
 from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
 
-ROWS = ("tokens", "targets", "weights", "segments", "positions")  # what a batch has of each token
+ROWS = (
+    "tokens",
+    "targets",
+    "weights",
+    "segments",
+    "positions",
+    "types",
+)  # what a batch has of each token
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 
 
@@ -31,17 +38,15 @@ def next_token_nats(
 ) -> Nats:  # fmt: skip
     """Nats of a batch, whose logits are computed and forgotten chunk after chunk.
 
-    batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; optionally segments
-    and positions int32 [B, T]. rngs: dropout keys [B], or None.
+    batch: tokens, targets int32 [B, T]; weights float32 [B, T], 0 = untrained; and what else the
+    model reads of it: optionally segments, positions, types int32 [B, T]. rngs: dropout keys [B],
+    or None.
     chunks: parts of the sequence; None: as few as keep their logits under CHUNK_BYTES a device.
     z_loss: keeps the softmax's normaliser near 1 (Chowdhery et al. 2022, section 5: 1e-4).
     seen: gets the sizes of activations.
     """
     batch = in_order({k: batch[k] for k in ROWS if k in batch}, model.layout)
-    h_BTD = model.hidden(
-        batch["tokens"], segments_BT=batch.get("segments"), positions_BT=batch.get("positions"),
-        rngs=rngs, seen=seen,
-    )  # fmt: skip
+    h_BTD = model.read(batch, rngs, seen)
     return nats_of_hidden(model, h_BTD, batch, chunks=chunks, z_loss=z_loss)
 
 

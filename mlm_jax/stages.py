@@ -68,7 +68,7 @@ def parts_of(run: RunConfig, layout: Layout) -> Parts:
     def view(micro: Micros) -> View:
         positions = micro["positions"]
         here = places(inside, positions.shape[1])
-        return View.of(run.model, positions, micro.get("segments"), here)
+        return View.of(run.model, positions, micro.get("segments"), here, micro.get("types"))
 
     def first(rest: Any, micro: Micros) -> jax.Array:
         return model(rest).embed(micro["tokens"], view(micro), micro.get("keys"))

@@ -35,7 +35,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "nouns": {  # all that the two others lack; the second layer sees all, and rotates nothing
         "norm": "rmsnorm", "positions": "rotary", "rope_scaling": "llama3", "rope_factor": 4.0,
         "rope_original_seq_len": 16, "nope_every": 2, "window": 8, "global_every": 2,
-        "activation": "geglu", "parallel": True, "qk_norm": True, "attention_softcap": 5.0,
+        "rotary_local_base": 100.0, "rotary_share": 0.5, "activation": "geglu", "qk_norm": True,
+        "norm_placement": "both", "norm_zero_centered": True, "qkv_bias": False,
+        "attention_softcap": 5.0,
         "logit_softcap": 10.0, "embedding_scale": 2.0, "residual_scale": 0.5,
         "attention_scale": 0.3, "logit_scale": 0.7,
     },

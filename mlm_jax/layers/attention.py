@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mlm_jax.config import ModelConfig
 from mlm_jax.errors import ConfigError
+from mlm_jax.layers.blockwise import Formula, blockwise_attention
 from mlm_jax.layers.cache import Cache
-from mlm_jax.layers.causal import Formula, causal_attention
 from mlm_jax.layers.context import context_attention
 from mlm_jax.layers.cudnn import cudnn_attention
 from mlm_jax.layers.norm import NORMS
@@ -23,24 +23,29 @@ from mlm_jax.layout import Layout
 class View(NamedTuple):
     """What a token is to others, computed once for all layers.
 
-    positions int32 [B, T]; angles [B, T, H/2] or None; segments int32 [B, T]: tokens of a document
-    share a number; None: a row is one. places int32 [T]: of tokens in their rows, by which dropout
-    draws: positions begin again with a document.
+    positions int32 [B, T]; angles [B, T, R/2] or None, R of a head's numbers rotate; segments int32
+    [B, T]: tokens of a document share a number; None: a row is one. places int32 [T]: of tokens in
+    their rows, by which dropout draws: positions begin again with a document. types int32 [B, T]:
+    kinds of token (model.token_types), or None. local_angles: of layers with a window, where those
+    have their own, or None.
     """
 
     positions_BT: jax.Array
     angles_BTh: jax.Array | None
     segments_BT: jax.Array | None
     places_T: jax.Array
+    types_BT: jax.Array | None = None
+    local_angles_BTh: jax.Array | None = None
 
     @classmethod
     def of(
         cls, cfg: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        places_T: jax.Array | None = None, types_BT: jax.Array | None = None,
     ) -> "View":  # fmt: skip
         angles = rotary_angles(cfg, positions_BT) if cfg.positions == "rotary" else None
+        local = rotary_angles(cfg, positions_BT, local=True) if cfg.rotary_local_base else None
         places_T = jnp.arange(positions_BT.shape[1]) if places_T is None else places_T
-        return cls(positions_BT, angles, segments_BT, places_T)
+        return cls(positions_BT, angles, segments_BT, places_T, types_BT, local)
 
 
 class Attention(nnx.Module):
@@ -66,14 +71,16 @@ class Attention(nnx.Module):
         self.v = weight(cfg, Normal(cfg.init_std), embed=D, kv_heads=KH)
         std = cfg.init_std / math.sqrt(2 * cfg.n_layers)
         self.o = weight(cfg, Normal(std), attn_inner=NH, residual=D)
-        self.q_bias, self.o_bias = bias(cfg, heads=NH), bias(cfg, residual=D)
-        self.k_bias, self.v_bias = bias(cfg, kv_heads=KH), bias(cfg, kv_heads=KH)
+        self.q_bias = bias(cfg, cfg.qkv_bias, heads=NH)
+        self.k_bias = bias(cfg, cfg.qkv_bias, kv_heads=KH)
+        self.v_bias = bias(cfg, cfg.qkv_bias, kv_heads=KH)
+        self.o_bias = bias(cfg, cfg.o_bias, residual=D)
         norm = NORMS[cfg.norm]
         self.q_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
         self.k_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
         scale = cfg.attention_scale
         scale = 1 / math.sqrt(cfg.head_dim) if scale is None else scale
-        self.formula = Formula(scale, cfg.attention_softcap, cfg.window)
+        self.formula = Formula(scale, cfg.attention_softcap, cfg.window, cfg.causal)
         self.cfg, self.layout = cfg, layout
 
     def __call__(
@@ -85,7 +92,10 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         if view.angles_BTh is not None:
-            q_BTNH, k_BTKH = (self._rotated(x, view.angles_BTh, layer) for x in (q_BTNH, k_BTKH))
+            angles_BTh = view.angles_BTh
+            if view.local_angles_BTh is not None:
+                angles_BTh = jnp.where(self._sees_all(layer), angles_BTh, view.local_angles_BTh)
+            q_BTNH, k_BTKH = (self._rotated(x, angles_BTh, layer) for x in (q_BTNH, k_BTKH))
         if cache is not None:
             cache = cache.write(layer, view.positions_BT, k_BTKH, v_BTKH, self.layout)
             k_BKSH, v_BKSH = cache.read(layer)
@@ -108,6 +118,11 @@ class Attention(nnx.Module):
         every = self.cfg.nope_every  # every so many layers, one without positions
         return turned if every is None else jnp.where((layer + 1) % every == 0, x, turned)
 
+    def _sees_all(self, layer: jax.Array) -> jax.Array | bool:
+        """Whether a layer has no window, in a model where others have one."""
+        every = self.cfg.global_every
+        return (layer + 1) % every == 0 if every else False
+
     def _repeat(self, x_BKSH: jax.Array) -> jax.Array:
         """So many that each device has those that its query heads read."""
         K = x_BKSH.shape[1]
@@ -119,18 +134,17 @@ class Attention(nnx.Module):
         layer: jax.Array,
     ) -> jax.Array:  # fmt: skip
         formula, window = self.formula, None
-        every = self.cfg.global_every
-        if every and formula.window:  # it depends on the layer
+        if self.cfg.global_every and formula.window:  # it depends on the layer
             everything = jnp.int32(jnp.iinfo(jnp.int32).max)
-            window = jnp.where((layer + 1) % every == 0, everything, formula.window)
+            window = jnp.where(self._sees_all(layer), everything, formula.window)
             formula = formula._replace(window=None)
         of, segments = (q_BTNH, k_BKSH, v_BKSH, formula), view.segments_BT
         if cached:
-            return causal_attention(*of, positions_BT=view.positions_BT, window=window)
+            return blockwise_attention(*of, positions_BT=view.positions_BT, window=window)
         if self.layout.context > 1:
             return context_attention(*of, self.layout, segments_BT=segments, window=window)
         if not self._uses_cudnn(view, q_BTNH.dtype):
-            return causal_attention(*of, segments_BT=segments, window=window)
+            return blockwise_attention(*of, segments_BT=segments, window=window)
         k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, formula, self.layout)
 

@@ -1,11 +1,12 @@
-"""Context parallelism: causal attention over sequences that are split over the devices of cp.
+"""Context parallelism: attention over sequences that are split over the devices of cp.
 
 A device holds two parts of each sequence, an early and a late one (`Layout.order`), and their keys
 and values visit the others. At home a device computes three half blocks: early queries on early
 keys and late on late, each half of a square, and late on early. Of every visitor exactly two: late
 queries see all of its early keys; and where it comes from before, early queries see its early keys
 too, otherwise late queries its late ones. So all devices do the same work, 2 cp + 1 half blocks,
-and nothing that causality masks (zigzag: Llama 3, section 3.3.2; ring: Liu et al. 2023).
+and nothing that causality masks (zigzag: Llama 3, section 3.3.2; ring: Liu et al. 2023). Where
+attention is not causal, every device computes all four of every visitor.
 
 ring        k and v go round by cp - 1 permutations; backward they go round again, and their
             gradients by as many more. A device holds two parts of them at a time, however many.
@@ -26,7 +27,7 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from mlm_jax.layers.causal import (
+from mlm_jax.layers.blockwise import (
     MOST_BLOCKS,
     Blocks,
     Formula,
@@ -47,7 +48,7 @@ def context_attention(
     q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, formula: Formula, layout: Layout, *,
     segments_BT: jax.Array | None = None, window: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """What `causal_attention` computes of arrays whose sequences are in `layout.order`.
+    """What `blockwise_attention` computes of arrays whose sequences are in `layout.order`.
 
     Inside of a shard_map over cp they are a device's own part.
     """
@@ -75,9 +76,12 @@ class HalfBlock(NamedTuple):
     diagonal: bool
 
 
-def half_blocks(me: Any, visitor: Any, *, at_home: bool) -> list[HalfBlock]:
+def half_blocks(me: Any, visitor: Any, *, at_home: bool, causal: bool) -> list[HalfBlock]:
     """What device `me` computes with keys from device `visitor`, or with its own."""
-    if at_home:  # first those in which every query sees itself: from then on all sums are finite
+    # First those in which every query sees itself: from then on all sums are finite.
+    if not causal:
+        return [HalfBlock(i, j, False) for i, j in ((0, 0), (1, 1), (1, 0), (0, 1))]
+    if at_home:
         return [HalfBlock(0, 0, True), HalfBlock(1, 1, True), HalfBlock(1, 0, False)]
     same = jnp.where(visitor < me, 0, 1)
     return [HalfBlock(1, 0, False), HalfBlock(same, same, False)]
@@ -108,7 +112,7 @@ class Device:
     ) -> Iterator[tuple[HalfBlock, Sight, Blocks]]:
         """The half blocks of the keys of device `there`."""
         h = self.q.shape[4]
-        for half in half_blocks(self.me, there, at_home=at_home):
+        for half in half_blocks(self.me, there, at_home=at_home, causal=self.formula.causal):
             sight = Sight(
                 self.places(self.me, half.query), self.places(there, half.key),
                 at(self.segments, half.query), at(visitor.segments, half.key), self.window,
@@ -147,7 +151,7 @@ class Device:
             for half, sight, cut in self.parts(visitor, there, at_home=at_home):
                 of = at(self.q, half.query), at(visitor.k, half.key), at(visitor.v, half.key)
                 more = at(of_queries, half.query)
-                d, *kv = gradients(self.formula, sight, cut, *of, *more)
+                d, *kv, _ = gradients(self.formula, sight, cut, *of, *more)
                 dq = put(dq, half.query, at(dq, half.query) + d)
                 found = put(found, half.key, optax.tree.add(at(found, half.key), tuple(kv)))
             return dq, found

@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 
-from mlm_jax.layers.causal import Formula
+from mlm_jax.layers.blockwise import Formula
 from mlm_jax.layout import Layout
 
 
 def cudnn_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, formula: Formula, layout: Layout
 ) -> jax.Array:
-    """Causal softmax(scale q k^T) v, [B, T, N, H], by cuDNN's kernel: bfloat16, without a mask."""
+    """softmax(scale q k^T) v, [B, T, N, H], by cuDNN's kernel: bfloat16, without a mask."""
     kernel = partial(
-        jax.nn.dot_product_attention, scale=formula.scale, is_causal=True, implementation="cudnn",
-        local_window_size=formula.window and (formula.window - 1, 0),
+        jax.nn.dot_product_attention, scale=formula.scale, is_causal=formula.causal,
+        local_window_size=formula.window and (formula.window - 1, 0), implementation="cudnn",
     )  # fmt: skip
     attend = by_device(kernel, layout) if layout.manual else kernel
     return attend(q_BTNH, k_BSKH, v_BSKH)

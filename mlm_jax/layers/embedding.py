@@ -9,15 +9,18 @@ from flax import nnx
 
 from mlm_jax.config import ModelConfig
 from mlm_jax.layers.lookup import looked_up
+from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.weight import Normal, weight, wide
 from mlm_jax.layout import Layout
 
 
 class Embedding(nnx.Module):
-    """A vector for each token, and for each position where those are learned.
+    """A vector for each token, and where there are such, for its position and its type.
 
     tokens      [V, D]   vocab_in, vocab_embed   rows over tp
-    positions   [S, D]   position, residual
+    positions   [S, D]   position, residual      where they are learned
+    types       [N, D]   token_type, residual    with model.token_types
+    norm        [D]      of the sum, with model.embedding_norm
 
     Under tp the lookup costs one all-reduce, of its result.
     """
@@ -28,16 +31,30 @@ class Embedding(nnx.Module):
         self.positions = (
             weight(cfg, Normal(cfg.init_std), **learned) if cfg.positions == "learned" else None
         )
+        kinds = {"token_type": cfg.token_types, "residual": cfg.d_model}
+        self.types = weight(cfg, Normal(cfg.init_std), **kinds) if cfg.token_types else None
+        self.norm = NORMS[cfg.norm](cfg, residual=cfg.d_model) if cfg.embedding_norm else None
         self.layout, self.dtype, self.scale = layout, cfg.dtype, cfg.embedding_scale
 
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, T, D]. types: None is all of type 0."""
         table_VD = self.layout.constrain(self.tokens[...].astype(self.dtype), "vocab", None)
         x_BTD = looked_up(table_VD, tokens_BT, self.layout, "vocab")
         x_BTD = self.layout.constrain(x_BTD, "batch", "seq", None)
         if self.positions is not None:
-            table_SD = self.layout.constrain(self.positions[...].astype(self.dtype), None, None)
-            x_BTD = x_BTD + looked_up(table_SD, positions_BT, self.layout, None)
-        return x_BTD if self.scale == 1 else self.scale * x_BTD
+            x_BTD += self._of_all(self.positions, positions_BT)
+        if self.types is not None:
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD += self._of_all(self.types, types_BT)
+        x_BTD = x_BTD if self.scale == 1 else self.scale * x_BTD
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _of_all(self, table: nnx.Param, ids_BT: jax.Array) -> jax.Array:
+        """Rows of a table that each device holds whole while it looks them up."""
+        table_SD = self.layout.constrain(table[...].astype(self.dtype), None, None)
+        return looked_up(table_SD, ids_BT, self.layout, None)
 
 
 class Head(nnx.Module):

@@ -23,13 +23,14 @@ class Mlp(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, layout: Layout):
         D, F = cfg.d_model, cfg.d_mlp
-        self.up, self.up_bias = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F), bias(cfg, mlp=F)
+        self.up = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F)
+        self.up_bias = bias(cfg, cfg.mlp_bias, mlp=F)
         self.gate = weight(cfg, Normal(cfg.init_std), embed=D, mlp=F) if cfg.gated else None
-        self.gate_bias = bias(cfg, mlp=F) if cfg.gated else None
+        self.gate_bias = bias(cfg, cfg.mlp_bias and cfg.gated, mlp=F)
         # GPT-2: projections that add to the residual stream start smaller in deeper models.
         std = cfg.init_std / math.sqrt(2 * cfg.n_layers)
         self.down = weight(cfg, Normal(std), mlp_inner=F, residual=D)
-        self.down_bias = bias(cfg, residual=D)
+        self.down_bias = bias(cfg, cfg.mlp_bias, residual=D)
         self.layout, self.activation = layout, ACTIVATIONS[cfg.activation]
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -50,6 +51,7 @@ class Mlp(nnx.Module):
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
     "squared_relu": lambda x: jax.numpy.square(jax.nn.relu(x)),  # So et al. 2021
     "swiglu": jax.nn.silu,
     "geglu": partial(jax.nn.gelu, approximate=True),

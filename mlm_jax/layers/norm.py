@@ -1,4 +1,7 @@
-"""Norms over the last dim, computed in float32 and returned in the input's dtype."""
+"""Norms over the last dim, computed in float32 and returned in the input's dtype.
+
+With model.norm_zero_centered the weight that is stored, and learned, is scale - 1.
+"""
 
 from functools import partial
 
@@ -7,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlm_jax.config import ModelConfig
-from mlm_jax.layers.weight import Constant, weight
+from mlm_jax.layers.weight import Constant, bias, weight
 
 once_more = partial(jax.checkpoint, prevent_cse=False)  # backward keeps the input only
 
@@ -19,9 +22,9 @@ class LayerNorm(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, **dim: int):
-        self.scale = weight(cfg, Constant(1.0), **dim)
-        self.bias = weight(cfg, Constant(0.0), **dim) if cfg.bias else None
-        self.eps = cfg.norm_eps
+        self.scale = scale(cfg, **dim)
+        self.bias = bias(cfg, cfg.norm_bias, **dim)
+        self.eps, self.offset = cfg.norm_eps, int(cfg.norm_zero_centered)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         @once_more
@@ -31,7 +34,8 @@ class LayerNorm(nnx.Module):
             y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * scale_D
             return (y if bias_D is None else y + bias_D).astype(x_BTD.dtype)
 
-        return norm(x_BTD, self.scale[...], None if self.bias is None else self.bias[...])
+        scale_D = self.scale[...] + self.offset
+        return norm(x_BTD, scale_D, None if self.bias is None else self.bias[...])
 
 
 class RMSNorm(nnx.Module):
@@ -41,8 +45,8 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, **dim: int):
-        self.scale = weight(cfg, Constant(1.0), **dim)
-        self.eps = cfg.norm_eps
+        self.scale = scale(cfg, **dim)
+        self.eps, self.offset = cfg.norm_eps, int(cfg.norm_zero_centered)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         @once_more
@@ -51,7 +55,11 @@ class RMSNorm(nnx.Module):
             y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
             return (y * scale_D).astype(x_BTD.dtype)
 
-        return norm(x_BTD, self.scale[...])
+        return norm(x_BTD, self.scale[...] + self.offset)
+
+
+def scale(cfg: ModelConfig, **dim: int) -> nnx.Param:
+    return weight(cfg, Constant(0.0 if cfg.norm_zero_centered else 1.0), **dim)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -46,9 +46,9 @@ def weight(cfg: ModelConfig, init: Normal | Constant, **dims: int) -> nnx.Param:
     return nnx.Param(shape, out_sharding=tuple(dims), eager_sharding=False, init=init)
 
 
-def bias(cfg: ModelConfig, **dims: int) -> nnx.Param | None:
-    """A vector that starts at 0, or None in a model without biases."""
-    return weight(cfg, Constant(0.0), **dims) if cfg.bias else None
+def bias(cfg: ModelConfig, wanted: bool, **dims: int) -> nnx.Param | None:
+    """A vector that starts at 0, or None where a model has none."""
+    return weight(cfg, Constant(0.0), **dims) if wanted else None
 
 
 def wide(dtype: Any) -> Any:

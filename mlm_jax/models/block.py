@@ -1,6 +1,6 @@
 """A transformer block, and the scan over a stack of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,16 @@ from mlm_jax.layers.watch import Seen, see
 from mlm_jax.layers.weight import gathered
 from mlm_jax.layout import Layout
 
+Norm = Callable[[jax.Array], jax.Array]
+Norms = tuple[Norm | None, Norm | None]  # of what a half of a block reads, and of what it gives
+
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    parallel: x + attention(h) + mlp(h), where h = norm(x) (Chowdhery et al. 2022).
+    parallel: x + attention(h) + mlp(h), where h = norm(x) (Chowdhery et al. 2022); or with a norm
+    for each of the two (Black et al. 2022). norm_placement: post: norm(x + attention(x)), then
+    norm(x + mlp(x)) (Vaswani et al. 2017); both: x + norm(attention(norm(x))), and so on (Gemma 2).
 
     Under tp each half costs one all-reduce of [B, T, D] forward and one backward; with the residual
     stream split over tp (sequence parallelism) each is a reduce-scatter and an all-gather instead.
@@ -32,27 +37,38 @@ class Block(nnx.Module):
         norm = NORMS[cfg.norm]
         self.attention_norm = norm(cfg, residual=cfg.d_model)
         self.attention = Attention(cfg, layout)
-        self.mlp_norm = None if cfg.parallel else norm(cfg, residual=cfg.d_model)
+        one_norm = cfg.parallel and cfg.parallel_norms == 1
+        self.mlp_norm = None if one_norm else norm(cfg, residual=cfg.d_model)
         self.mlp = Mlp(cfg, layout)
-        self.layout, self.dropout, self.scale = layout, cfg.dropout, cfg.residual_scale
+        both = cfg.norm_placement == "both"
+        self.attention_out_norm = norm(cfg, residual=cfg.d_model) if both else None
+        self.mlp_out_norm = norm(cfg, residual=cfg.d_model) if both else None
+        self.cfg, self.layout, self.post = cfg, layout, cfg.norm_placement == "post"
 
     def __call__(
         self, x_BTD: jax.Array, view: View, keys_B: jax.Array | None, cache: Cache | None,
         layer: jax.Array, seen: Seen | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
-        def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str) -> jax.Array:
+        def read(x_BTD: jax.Array, norm: Norm) -> jax.Array:
+            return gathered(x_BTD if self.post else norm(x_BTD), self.layout)
+
+        def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str, norms: Norms) -> jax.Array:
+            norm, out_norm = norms
             see(seen, f"blocks.{site}", y_BTD)
-            y_BTD = dropout(y_BTD, self.dropout, keys_B, view.places_T, layer, site)
-            return x_BTD + (y_BTD if self.scale == 1 else self.scale * y_BTD)
+            y_BTD = y_BTD if out_norm is None else out_norm(y_BTD)
+            y_BTD = dropout(y_BTD, self.cfg.dropout, keys_B, view.places_T, layer, site)
+            scale = self.cfg.residual_scale
+            x_BTD = x_BTD + (y_BTD if scale == 1 else scale * y_BTD)
+            return norm(x_BTD) if self.post and norm is not None else x_BTD
 
         with jax.named_scope("attention"):  # scopes are what a profile calls an operation
-            h_BTD = gathered(self.attention_norm(x_BTD), self.layout)
+            h_BTD, before_BTD = read(x_BTD, self.attention_norm), x_BTD
             y_BTD, cache = self.attention(h_BTD, view, cache, layer)
-            x_BTD = add(x_BTD, y_BTD, "attention")
+            x_BTD = add(x_BTD, y_BTD, "attention", (self.attention_norm, self.attention_out_norm))
         with jax.named_scope("mlp"):
             if self.mlp_norm is not None:
-                h_BTD = gathered(self.mlp_norm(x_BTD), self.layout)
-            x_BTD = add(x_BTD, self.mlp(h_BTD), "mlp")
+                h_BTD = read(before_BTD if self.cfg.parallel else x_BTD, self.mlp_norm)
+            x_BTD = add(x_BTD, self.mlp(h_BTD), "mlp", (self.mlp_norm, self.mlp_out_norm))
         see(seen, "blocks", x_BTD)
         return x_BTD, cache
 

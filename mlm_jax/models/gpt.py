@@ -1,6 +1,6 @@
 """The decoder-only transformer: GPT-2, Llama and what lies between, by the nouns of ModelConfig."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ class Gpt(nnx.Module):
     def __init__(self, cfg: ModelConfig, layout: Layout, remat: str = "none"):
         self.embedding = Embedding(cfg, layout)
         self.blocks = stacked(Block(cfg, layout), cfg.n_layers)
-        self.norm = NORMS[cfg.norm](cfg, residual=cfg.d_model)
+        last = cfg.norm_placement != "post"  # after which the residual stream is normed already
+        self.norm = NORMS[cfg.norm](cfg, residual=cfg.d_model) if last else None
         self.head = Head(cfg, layout)
         self.cfg, self.layout, self.remat = cfg, layout, remat
 
@@ -47,6 +48,15 @@ class Gpt(nnx.Module):
         )
         logits_BTV = self.logits(h_BTD)[..., : self.cfg.vocab_size]
         return out_of_order(logits_BTV, self.layout)
+
+    def read(
+        self, batch: Mapping[str, jax.Array], rngs: jax.Array | None, seen: Seen | None = None
+    ) -> jax.Array:
+        """`hidden` of a batch, whose rows are in the order of the layout."""
+        return self.hidden(
+            batch["tokens"], segments_BT=batch.get("segments"),
+            positions_BT=batch.get("positions"), rngs=rngs, seen=seen,
+        )  # fmt: skip
 
     def hidden(
         self, tokens_BT: jax.Array, *, segments_BT: jax.Array | None = None,
@@ -116,10 +126,11 @@ class Gpt(nnx.Module):
     def embed(self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None) -> jax.Array:
         """What the first block takes, [B, T, D]."""
         with jax.named_scope("embedding"):
-            x_BTD = self.embedding(tokens_BT, view.positions_BT)
+            x_BTD = self.embedding(tokens_BT, view.positions_BT, view.types_BT)
             x_BTD = self.layout.constrain(x_BTD, "batch", "residual_seq", None)
             return dropout(x_BTD, self.cfg.dropout, rngs, view.places_T, 0, "embedding")
 
     def normed(self, x_BTD: jax.Array) -> jax.Array:
         """What `logits` takes, of what the last block gives."""
-        return self.layout.constrain(self.norm(x_BTD), "batch", "residual_seq", None)
+        h_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
+        return self.layout.constrain(h_BTD, "batch", "residual_seq", None)

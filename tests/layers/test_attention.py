@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlm_jax.layers.causal import BLOCK, MOST_BLOCKS, Formula, Sight, blocks, causal_attention
+from mlm_jax.layers.blockwise import BLOCK, MOST_BLOCKS, Formula, Sight, blocks, blockwise_attention
 from tests.conftest import tiny_layout, tiny_run
 
 B, T, N, K, H = 2, 2 * BLOCK + 22, 4, 2, 16
@@ -17,6 +17,7 @@ FORMULAS = {
     "plain": PLAIN,
     "window": PLAIN._replace(window=70),
     "capped": Formula(scale=0.5, softcap=1.5, window=BLOCK + 3),
+    "both ways": PLAIN._replace(causal=False),
 }
 
 
@@ -26,7 +27,7 @@ def by_the_book(q, k, v, seen, formula):
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(B, T, N):
         at = np.flatnonzero(seen[b, t])
-        at = at[at > t - (formula.window or T)]
+        at = at[at > t - formula.window] if formula.window else at
         scores = formula.scale * k[b, at, n // (N // K)] @ q[b, t, n]
         if formula.softcap:
             scores = formula.softcap * np.tanh(scores / formula.softcap)
@@ -41,23 +42,24 @@ def operands(dtype):
     return tuple(jnp.asarray(x, dtype) for x in (q, k, v, g))
 
 
-def documents(packed):
+def documents(packed, formula):
     """What each token sees, bool [B, T, T]; and segments [B, T], or None."""
     segments = np.cumsum(np.random.default_rng(1).random((B, T)) < 0.05 * packed, axis=1)
-    seen = np.tri(T, dtype=bool) & (segments[:, :, None] == segments[:, None, :])
+    seen = segments[:, :, None] == segments[:, None, :]
+    seen = seen & np.tri(T, dtype=bool) if formula.causal else seen
     return seen, segments if packed else None
 
 
 @partial(jax.jit, static_argnames="formula")
 def attended(q, k, v, segments, formula, window=None):
     k, v = (x.swapaxes(1, 2) for x in (k, v))
-    return causal_attention(q, k, v, formula, segments_BT=segments, window=window)
+    return blockwise_attention(q, k, v, formula, segments_BT=segments, window=window)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
 def test_attention_by_the_book(formula, packed):
-    seen, segments = documents(packed)
+    seen, segments = documents(packed, formula)
     with jax.enable_x64(True):
         q, k, v, _ = operands("float64")
         expected = by_the_book(q, k, v, seen, formula)
@@ -72,7 +74,7 @@ def test_attention_by_the_book(formula, packed):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
 def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
-    seen, segments = documents(packed)
+    seen, segments = documents(packed, formula)
     seen = seen & ~np.tri(T, k=-(formula.window or T), dtype=bool)
 
     def plain(q, k, v):
@@ -94,6 +96,40 @@ def test_gradients_of_attention_are_those_of_the_formula(formula, packed):
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(float), other, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, B])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_bias_and_keys_of_other_tokens(causal, rows):
+    """As T5 has them: relative positions, and a decoder that reads a padded encoder."""
+    S = T if causal else 40
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        q, k, v, g = (jnp.asarray(x) for x in operands("float64"))
+        k, v = (x[:, :S].swapaxes(1, 2) for x in (k, v))
+        bias = jnp.asarray(rng.normal(size=(rows, K, N // K, T, S)))
+        real = jnp.asarray(rng.random((B, S)) < 0.7).at[:, 0].set(True).astype(jnp.int32)
+        seen = np.tri(T, S, dtype=bool) | (not causal)
+        seen = np.asarray(real == 1)[:, None] & seen
+
+        def plain(q, k, v, bias):
+            grouped = q.reshape(B, T, K, N // K, H)
+            scores = PLAIN.scale * jnp.einsum("BTKGH,BKSH->BKGTS", grouped, k) + bias
+            p = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf))
+            return jnp.einsum("BKGTS,BKSH->BTKGH", p, v).reshape(q.shape)
+
+        def ours(q, k, v, bias):
+            segments = {"segments_BT": jnp.ones((B, T), jnp.int32), "key_segments_BS": real}
+            formula = PLAIN._replace(causal=causal)
+            return blockwise_attention(q, k, v, formula, **segments, bias_BKGTS=bias)
+
+        found, expected = (
+            jax.jit(lambda *of, f=f: (f(*of), *jax.vjp(f, *of)[1](g)))(q, k, v, bias)
+            for f in (ours, plain)
+        )
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-13, rtol=0)
 
 
 @pytest.mark.gpu
@@ -133,7 +169,8 @@ def test_blocks_skip_what_no_query_sees():
 def test_a_token_at_a_position_sees_the_slots_up_to_its_own(window):
     positions = np.array([[2], [0]])
     sight = Sight(jnp.asarray(positions), jnp.arange(5))
-    seen = np.asarray(sight.of(slice(0, 1), slice(0, 5), window))
+    formula = PLAIN._replace(window=window)
+    seen = np.asarray(sight.of(slice(0, 1), slice(0, 5), formula))
     back = positions - np.arange(5)
     assert seen.shape == (2, 1, 1, 1, 5)
     assert (seen[:, 0, 0, 0] == (back >= 0) & (back < (window or 5))).all()

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mlm_jax.layers.causal import Formula, causal_attention
+from mlm_jax.layers.blockwise import Formula, blockwise_attention
 from mlm_jax.layers.context import context_attention, half_blocks
 from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layout import Layout
 
 B, T, N, K, H = 2, 48, 4, 2, 8
 PLAIN = Formula(scale=0.35)
+BOTH_WAYS = PLAIN._replace(causal=False)
 CAPPED = Formula(scale=0.5, softcap=1.5, window=11)
 
 
@@ -32,7 +33,7 @@ def operands(dtype):
 
 def alone(formula, window, segments, q, k, v):
     k, v = (x.swapaxes(1, 2) for x in (k, v))
-    return causal_attention(q, k, v, formula, segments_BT=segments, window=window)
+    return blockwise_attention(q, k, v, formula, segments_BT=segments, window=window)
 
 
 def split(layout, formula, window, segments, q, k, v):
@@ -63,6 +64,8 @@ CELLS = [  # layout, formula, a window that only the running program knows, pack
     ({"dp": 2, "cp": 2, "tp": 2}, CAPPED, None, True),
     ({"cp": 4, "cp_attention": "all_gather"}, PLAIN, 13, True),
     ({"fsdp": 2, "cp": 2, "tp": 2, "cp_attention": "all_gather"}, CAPPED, None, False),
+    ({"cp": 3}, BOTH_WAYS, None, True),
+    ({"dp": 2, "cp": 4, "cp_attention": "all_gather"}, BOTH_WAYS, None, True),
 ]
 
 
@@ -143,7 +146,7 @@ def test_every_device_does_the_same_work_and_together_all_that_is_seen(n):
         for step in range(n):
             there = (me - step) % n
             visiting = [there, 2 * n - 1 - there]
-            found = half_blocks(me, there, at_home=step == 0)
+            found = half_blocks(me, there, at_home=step == 0, causal=True)
             assert len(found) == (3 if step == 0 else 2)  # whatever `me` is
             for half in found:
                 query, key = own[int(half.query)], visiting[int(half.key)]
