@@ -300,9 +300,10 @@ class DataConfig:
     builtin: Literal["python", "prose", "conversations", "en-fr", "en-de"] | None = setting(
         None, "corpus where path is None; None: python; chat: conversations; pairs: en-fr"
     )
-    objective: Literal["causal", "fim", "chat", "pairs"] = setting(
+    objective: Literal["causal", "fim", "chat", "pairs", "spans"] = setting(
         "causal",
-        "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets",
+        "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets;"
+        " spans: those taken out of a text (t5)",
     )
     split: str = setting("969,30,1", "parts of the documents: train, validation, test")
     tokenizer: str | None = setting(

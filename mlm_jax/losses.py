@@ -21,6 +21,7 @@ ROWS = (
     "segments",
     "positions",
     "types",
+    "decoder_tokens",
 )  # what a batch has of each token
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 

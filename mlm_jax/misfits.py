@@ -173,7 +173,7 @@ def data_misfits(run: RunConfig) -> list[str]:
 
 BUILTIN = {  # corpora by objective, the default first
     "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
-    "pairs": ("en-fr", "en-de"),
+    "pairs": ("en-fr", "en-de"), "spans": ("prose", "python"),
 }  # fmt: skip
 
 

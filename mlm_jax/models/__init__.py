@@ -10,8 +10,9 @@ from mlm_jax.errors import ConfigError
 from mlm_jax.layers.weight import materialise, renamed
 from mlm_jax.layout import Layout
 from mlm_jax.models.gpt import Gpt
+from mlm_jax.models.t5 import T5
 
-FAMILIES = {"gpt": Gpt}
+FAMILIES = {"gpt": Gpt, "t5": T5}
 
 
 def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:
