@@ -116,17 +116,27 @@ def flops_per_step(
     head_dim: int,
     vocab_size: int,
     gated: bool,
+    target_len: int = 0,
+    n_decoder_layers: int = 0,
 ) -> float:
-    """Floating point operations of one update of a decoder, as Megatron-LM counts them.
+    """Floating point operations of one update, as Megatron-LM counts those of a decoder.
 
     batch: sequences; vocab_size: rows of the embedding, padding included; gated: three matrices in
     the MLP instead of two. Causal attention counts as half, a window as if there were none;
-    recomputed activations do not count.
+    recomputed activations do not count. n_decoder_layers: an encoder of n_layers reads seq_len
+    tokens, all of which each of them sees, and a decoder beside it writes target_len; what a layer
+    of that makes of the encoder's tokens, keys and values, counts for each of these.
     """
     tokens = batch * seq_len
     query, keys_and_values = n_heads * head_dim, 2 * n_kv_heads * head_dim
     mlp = d_model * d_mlp * (3 if gated else 2)
     attention = d_model * (query + keys_and_values) + query * d_model
+    if n_decoder_layers:
+        written, cross = batch * target_len, d_model * query * 2  # queries and outputs
+        read = n_layers * (mlp + attention + 2 * seq_len * query)
+        read += n_decoder_layers * d_model * keys_and_values
+        layer = mlp + attention + target_len * query + cross + 2 * seq_len * query
+        return 6.0 * (tokens * read + written * (n_decoder_layers * layer + d_model * vocab_size))
     weights = n_layers * (mlp + attention) + d_model * vocab_size
     scores = n_layers * seq_len * query  # QK^T and PV, half of each is masked
     return (

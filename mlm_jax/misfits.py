@@ -90,6 +90,16 @@ def family_misfits(m: ModelConfig) -> list[str]:
         *[(m.family not in families and getattr(m, key) != default[key],
            f"model.{key}={getattr(m, key)!r} does nothing with model.family={m.family!r}")
           for key, families in FAMILY_NOUNS.items()],
+        (m.seq2seq and m.attention == "cudnn",
+         "model.attention='cudnn' is given no relative positions; try 'auto'"),
+        (m.seq2seq and m.norm_placement != "pre",
+         f"model.norm_placement={m.norm_placement!r} is not for model.family='t5'; try 'pre'"),
+        (m.seq2seq and m.relative_distance <= m.relative_buckets // 2,
+         f"model.relative_distance={m.relative_distance} leaves no far buckets of"
+         f" model.relative_buckets={m.relative_buckets}; try {4 * m.relative_buckets}"),
+        (m.seq2seq and m.relative_buckets % 4,
+         f"model.relative_buckets={m.relative_buckets} are two halves, each half near and half far;"
+         " try 32"),
         ((m.positions == "relative") != (m.family == "t5"),
          f"model.positions={m.positions!r} is not for model.family={m.family!r}; relative is for"
          " t5 alone"),
@@ -165,12 +175,21 @@ def data_misfits(run: RunConfig) -> list[str]:
         *[(d.objective in ("chat", "pairs") and getattr(d, key) != default[key],
            f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
           for key in ("eod_mask_loss", "epochs")],
+        (d.objective not in OBJECTIVES.get(run.model.family, (d.objective,)),
+         f"data.objective={d.objective!r} is not for model.family={run.model.family!r}; try"
+         f" {' or '.join(OBJECTIVES.get(run.model.family, ()))}"),
+        *[(run.model.seq2seq and getattr(d, key) != default[key],
+           f"data.{key}={getattr(d, key)!r} does nothing with model.family='t5'")
+          for key in ("cross_document_attention", "reset_positions", "eod_mask_loss")],
         (d.reset_positions is not None and run.model.positions == "none",
          f"data.reset_positions={d.reset_positions} does nothing with model.positions='none'"),
     ]  # fmt: skip
     return [message for wrong, message in checks if wrong]
 
 
+OBJECTIVES = {  # by family
+    "gpt": ("causal", "fim", "chat", "pairs"), "t5": ("spans", "pairs"),
+}  # fmt: skip
 BUILTIN = {  # corpora by objective, the default first
     "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
     "pairs": ("en-fr", "en-de"), "spans": ("prose", "python"),

@@ -7,7 +7,7 @@ from mlm_jax.errors import ConfigError
 from mlm_jax.inference.engine import Sampling, generate_ids
 from mlm_jax.models import build
 from tests.conftest import tiny_layout, tiny_run
-from tests.models.t5_reference import KINDS, MODEL, ours_like, padded_batch, transformers_t5
+from tests.models.t5_reference import KINDS, ours_like, padded_batch, transformers_t5
 from tests.models.test_t5 import t5_run
 
 GREEDY = Sampling(0)

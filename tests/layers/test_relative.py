@@ -34,9 +34,7 @@ def test_buckets_are_transformers(kind, bidirectional):
 def test_the_bias_is_the_table_at_each_distance_and_so_is_its_gradient(T, S, bidirectional):
     cfg = cfg_of()
     table = jax.random.normal(jax.random.key(0), (8, 4))
-    bucket_TS = buckets(
-        np.arange(S) - np.arange(T)[:, None], cfg, bidirectional=bidirectional
-    )
+    bucket_TS = buckets(np.arange(S) - np.arange(T)[:, None], cfg, bidirectional=bidirectional)
     ours = lambda table: relative_bias(table, cfg, T, S, bidirectional=bidirectional)  # noqa: E731
     plain = lambda table: table[bucket_TS].transpose(2, 0, 1)[None]  # noqa: E731
     got, back = jax.vjp(ours, table)

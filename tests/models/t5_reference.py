@@ -58,12 +58,15 @@ def ours_by_path(kind: str, theirs) -> dict[str, np.ndarray]:
     if kind == "v1.1":
         ours["head.weight"] = part["lm_head.weight"]
     for stack, n, last in (("encoder", 2, 1), ("decoder", 3, 2)):
+
         def stacked(name, n=n, stack=stack):
             return np.stack([part[f"{stack}.block.{i}.layer.{name}.weight"] for i in range(n)])
 
         def matrices(ours_name, theirs_name, names, stack=stack, stacked=stacked):
             for a, b in names.items():
-                ours[f"{stack}.blocks.{ours_name}.{a}"] = stacked(f"{theirs_name}.{b}").swapaxes(1, 2)
+                ours[f"{stack}.blocks.{ours_name}.{a}"] = stacked(f"{theirs_name}.{b}").swapaxes(
+                    1, 2
+                )
 
         matrices("attention", "0.SelfAttention", SELF)
         ours[f"{stack}.blocks.attention_norm.scale"] = stacked("0.layer_norm")
