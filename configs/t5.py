@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2020), v1.0, v1.1 and mT5 (Xue et al. 2021), and a tiny one.
 
 mlm-jax train --config t5:tiny --workdir runs/t5
-mlm-jax generate --workdir runs/t5 --prompt "This function <extra_id_0> a list of" --beams 4
+mlm-jax generate --workdir runs/t5 --prompt "    for i in <extra_id_0>:" --beams 4
 
 It learns to fill in what was taken out of a text (data.objective=spans), of 512 tokens as in the
 paper; with pairs of texts (data.objective=pairs) it learns to write the second of the first:

@@ -310,7 +310,8 @@ class Story:
         if m.seq2seq:
             decoder = {"target_len": m.target_len, "n_decoder_layers": m.n_decoder_layers}
         return flops_per_step(
-            batch=sequences, seq_len=m.seq_len, n_layers=m.n_layers, **decoder, d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
+            batch=sequences, seq_len=m.seq_len, n_layers=m.n_layers, **decoder,
+            d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
             head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
         )  # fmt: skip
 

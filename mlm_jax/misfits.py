@@ -192,7 +192,7 @@ OBJECTIVES = {  # by family
 }  # fmt: skip
 BUILTIN = {  # corpora by objective, the default first
     "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
-    "pairs": ("en-fr", "en-de"), "spans": ("prose", "python"),
+    "pairs": ("en-fr", "en-de"), "spans": ("python", "prose"),
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def transformers_writes(theirs, batch, eos, **more):
     out = theirs.generate(
         input_ids=torch.from_numpy(batch["tokens"]).long(),
         attention_mask=torch.from_numpy(batch["segments"]),
-        max_new_tokens=NEW, do_sample=False, **more,
+        max_new_tokens=NEW, do_sample=False, use_cache=False, **more,  # 5.24 takes n_layers for it
     ).tolist()  # fmt: skip
     return [row[1 : row.index(eos, 1) if eos in row[1:] else None] for row in out]
 
