@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from mlm_jax.data.objectives.t5_spans import noise_of, spans_within
