@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlm_jax.config import ModelConfig
 from mlm_jax.data.blend_order import blend_index, normalised
 from mlm_jax.data.indexed import IndexedDataset
 from mlm_jax.data.indexed_writer import IndexedWriter
@@ -25,16 +26,16 @@ from mlm_jax.data.sampling import GptSamples, build_index
 from mlm_jax.metrics import PEAK_FLOPS, flops_per_step
 
 SEQ_LEN, DOCUMENT = 4096, 1_000_000
-LLAMA_8B = dict(
-    n_layers=32, d_model=4096, d_mlp=14336, n_heads=32, n_kv_heads=8, head_dim=128,
-    vocab_size=128256, gated=True,
+LLAMA_8B = ModelConfig(
+    n_layers=32, d_model=4096, d_mlp=14336, n_heads=32, n_kv_heads=8, vocab_size=128256,
+    activation="swiglu", seq_len=SEQ_LEN,
 )  # fmt: skip
 MFU, DEVICES = 0.5, 8
 
 
 def windows(gigabytes: float = 4.0) -> None:
     """Prints windows/s of random reading, cold and warm, beside the need of training."""
-    flops = flops_per_step(batch=1, seq_len=SEQ_LEN, **LLAMA_8B) / SEQ_LEN
+    flops = flops_per_step(LLAMA_8B, 1) / SEQ_LEN
     need = DEVICES * MFU * PEAK_FLOPS["H100"] / flops / SEQ_LEN
     print(
         f"need: {DEVICES} H100s x {MFU:.0%} of {PEAK_FLOPS['H100'] / 1e12:.0f} TFLOP/s"

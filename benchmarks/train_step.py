@@ -148,14 +148,11 @@ CONTESTANTS = {
 
 
 def flops(shape: Shape) -> float:
+    from mlm_jax.config import ModelConfig
     from mlm_jax.metrics import flops_per_step
 
-    D, N = shape["d_model"], shape["n_heads"]
-    return flops_per_step(
-        batch=shape["batch"], seq_len=shape["seq_len"], n_layers=shape["n_layers"], d_model=D,
-        d_mlp=shape.get("d_mlp", 4 * D), n_heads=N, n_kv_heads=shape.get("n_kv_heads", N),
-        head_dim=D // N, vocab_size=shape["vocab_size"], gated=shape.get("activation") == "swiglu",
-    )  # fmt: skip
+    nouns = {key: value for key, value in shape.items() if key != "batch"}
+    return flops_per_step(ModelConfig(**nouns), shape["batch"])
 
 
 def matrix_product_flops() -> float:

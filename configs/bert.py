@@ -45,7 +45,6 @@ def get_config(size: str = "base"):
     m.embedding_norm = published
     m.norm_eps = 1e-12 if published else 1e-5
     m.activation = "gelu_exact" if published else "gelu"
-    cfg.data.objective = "masked"
     if tiny:
         m.init_std = 0.06  # as in quickstart
         cfg.train.steps, cfg.train.global_batch_size = 800, 32

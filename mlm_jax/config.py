@@ -141,6 +141,11 @@ class ModelConfig:
         return self.family != "bert"
 
     @property
+    def seq2seq(self) -> bool:
+        """Whether an encoder reads one text, and a decoder writes another."""
+        return self.family == "t5"
+
+    @property
     def rotary_dim(self) -> int:
         """How many of a head's numbers rotate."""
         return int(self.head_dim * self.rotary_share)
@@ -299,10 +304,11 @@ class DataConfig:
             " sentences",
         )
     )
-    objective: Literal["causal", "fim", "chat", "pairs", "masked"] = setting(
-        "causal",
+    objective: Literal["causal", "fim", "chat", "pairs", "masked", "spans"] = setting(
+        None,
         "what is predicted: all tokens; fim: middles too; chat: assistant turns; pairs: targets;"
-        " masked: hidden words, and the order of sentences (bert)",
+        " masked: hidden words, and the order of sentences (bert); spans: those taken out of a text"
+        " (t5); None: causal, masked or spans, by model.family",
     )
     split: str = setting("969,30,1", "parts of the documents: train, validation, test")
     tokenizer: str | None = setting(
@@ -365,6 +371,11 @@ class WatchConfig:
     wandb: str | None = setting(None, "project at Weights & Biases to send curves to")
 
 
+OBJECTIVES = {  # of each family, the usual one first
+    "gpt": ("causal", "fim", "chat", "pairs"), "bert": ("masked",), "t5": ("spans", "pairs"),
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -378,6 +389,11 @@ class RunConfig:
         None, "first weights: a run's folder, or one of Hugging Face's; None: random by train.seed"
     )
     name: str = setting("run", "title of reports; the spec unless set")
+
+    def __post_init__(self):
+        if self.data.objective is None:
+            usual = OBJECTIVES[self.model.family][0]
+            object.__setattr__(self, "data", dataclasses.replace(self.data, objective=usual))
 
     def to_dict(self) -> dict:
         """Nested plain values, as config.json has them."""

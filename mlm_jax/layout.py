@@ -40,7 +40,7 @@ RULES = {
     # dims of weights that write to it, of its own vectors, and of the tables of embeddings
     "attn_inner": ("tp", "fsdp"), "mlp_inner": ("tp", "fsdp"), "residual": (), "head_dim": (),
     "vocab_in": ("tp", "fsdp"), "vocab_embed": (), "position": ("fsdp",),
-    "token_type": (), "order": (),
+    "token_type": (), "order": (), "bucket": (),
     "layer": ("pp",), "expert": ("ep",),
 }  # fmt: skip
 

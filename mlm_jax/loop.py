@@ -270,7 +270,7 @@ class Story:
         good = [m for m in metrics if m["applied"]] or metrics
         weight = sum(m["weight"] for m in good)
         sequences, T = self.sizes.start(step) - self.sizes.start(step - n), self.run.model.seq_len
-        flops_per_s = self.flops(sequences) / seconds / self.layout.mesh.size
+        flops_per_s = flops_per_step(self.run.model, sequences) / seconds / self.layout.mesh.size
         peak = peak_flops(jax.devices()[0].device_kind)
         self.rows.write(
             "train", step,
@@ -312,15 +312,6 @@ class Story:
             self.finished = last and complete
             if lead():
                 write_report(self.workdir)
-
-    def flops(self, sequences: int) -> float:
-        m = self.run.model
-        return flops_per_step(
-            batch=sequences, seq_len=m.seq_len, n_layers=m.n_layers,
-            d_model=m.d_model, d_mlp=m.d_mlp, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads,
-            head_dim=m.head_dim, vocab_size=m.padded_vocab, gated=m.gated,
-            causal=m.causal, mlm_head=m.family == "bert" and m.mlm_head,
-        )  # fmt: skip
 
 
 def check_xla(preset: str, layout: Layout) -> None:

@@ -15,7 +15,7 @@ from mlm_jax.layers.weight import wide
 from mlm_jax.layout import Layout
 
 ROWS = (  # what a batch has of each token
-    "tokens", "targets", "weights", "segments", "positions", "types",
+    "tokens", "targets", "weights", "segments", "positions", "types", "decoder_tokens",
 )  # fmt: skip
 CHUNK_BYTES = 512 << 20  # of logits a device holds at once, unless loss_chunks says otherwise
 

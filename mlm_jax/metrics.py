@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlm_jax.boards import Board, open_tensorboard
+from mlm_jax.config import ModelConfig
 from mlm_jax.errors import CheckpointError
 from mlm_jax.terminal import Terminal
 
@@ -104,41 +105,35 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def flops_per_step(
-    *,
-    batch: int,
-    seq_len: int,
-    n_layers: int,
-    d_model: int,
-    d_mlp: int,
-    n_heads: int,
-    n_kv_heads: int,
-    head_dim: int,
-    vocab_size: int,
-    gated: bool,
-    causal: bool = True,
-    mlm_head: bool = False,
-) -> float:
-    """Floating point operations of one update of a decoder, as Megatron-LM counts them; or of BERT.
+def flops_per_step(m: ModelConfig, sequences: int) -> float:
+    """Floating point operations of one update of so many sequences, as Megatron-LM counts them.
 
-    batch: sequences; vocab_size: rows of the embedding, padding included; gated: three matrices in
-    the MLP instead of two; mlm_head: a matrix [d_model, d_model] before the logits. Causal
-    attention counts as half, a window as if there were none; recomputed activations do not count,
-    nor what BERT computes of one token a sequence.
+    Six for each weight of a matrix and token that meets it: a multiply-add, forward once and
+    backward twice. Rows that pad the vocabulary count, causal attention counts as half, a window as
+    if there were none; recomputed activations do not, nor what BERT computes of one token a text.
 
-    Of BERT with d_mlp = 4 h and n_heads * head_dim = h, where all B s tokens have logits:
-    72 B s L h^2 (1 + s / (6 h) + (V + h) / (12 h L)).
+    With d_mlp = 4 h, n_heads * head_dim = h, no gate, B sequences of s tokens and V rows:
+    GPT    72 B s L h^2 (1 + s / (12 h) + V / (12 h L))
+    BERT   72 B s L h^2 (1 + s / (6 h) + (V + h) / (12 h L)): all pairs of tokens, and its head
+    T5     72 B s L h^2 (1 + s / (6 h)) + 72 B t L' h^2 (1 + t / (12 h) + V / (12 h L'))
+           + 12 B L' h (t h + s h + t s): t tokens and L' layers of the decoder, and in each of
+           these, queries and outputs, keys and values of the encoder's tokens, and scores
     """
-    tokens = batch * seq_len
-    query, keys_and_values = n_heads * head_dim, 2 * n_kv_heads * head_dim
-    mlp = d_model * d_mlp * (3 if gated else 2)
-    attention = d_model * (query + keys_and_values) + query * d_model
-    weights = n_layers * (mlp + attention) + d_model * vocab_size
-    weights += d_model**2 * mlm_head
-    scores = n_layers * seq_len * query * (1 if causal else 2)  # QK^T and PV, half of each masked
-    return (
-        6.0 * tokens * (weights + scores)
-    )  # 2 for a multiply-add, forward once and backward twice
+    query, keys_and_values = m.n_heads * m.head_dim, 2 * m.n_kv_heads * m.head_dim
+    mlp = m.d_model * m.d_mlp * (3 if m.gated else 2)
+    layer = mlp + m.d_model * (query + keys_and_values) + query * m.d_model
+    head = m.d_model * m.padded_vocab + m.d_model**2 * (m.family == "bert" and m.mlm_head)
+
+    def stack(layers: int, tokens: int, *, causal: bool) -> int:
+        """Of a sequence of so many tokens: QK^T and PV are of all pairs, or of half of them."""
+        return layers * tokens * (layer + tokens * query * (1 if causal else 2))
+
+    work = stack(m.n_layers, m.seq_len, causal=m.causal and not m.seq2seq)
+    if m.seq2seq:
+        work += stack(m.n_decoder_layers, m.target_len, causal=True)
+        of_one = m.target_len * 2 * m.d_model * query + m.seq_len * m.d_model * keys_and_values
+        work += m.n_decoder_layers * (of_one + 2 * m.target_len * m.seq_len * query)
+    return 6.0 * sequences * (work + m.target_len * head)
 
 
 # Dense bf16 with float32 accumulation, FLOP/s of one device, by a word of jax's device_kind; the

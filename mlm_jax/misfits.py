@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mlm_jax.batch_sizes import BatchSizes, parse_schedule
-from mlm_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from mlm_jax.config import OBJECTIVES, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
 def misfits(run: RunConfig) -> list[str]:
@@ -96,6 +96,16 @@ def family_misfits(m: ModelConfig) -> list[str]:
         *[(m.family not in families and getattr(m, key) != default[key],
            f"model.{key}={getattr(m, key)!r} does nothing with model.family={m.family!r}")
           for key, families in FAMILY_NOUNS.items()],
+        (m.seq2seq and m.attention == "cudnn",
+         "model.attention='cudnn' is given no relative positions; try 'auto'"),
+        (m.seq2seq and m.norm_placement != "pre",
+         f"model.norm_placement={m.norm_placement!r} is not for model.family='t5'; try 'pre'"),
+        (m.seq2seq and m.relative_distance <= m.relative_buckets // 2,
+         f"model.relative_distance={m.relative_distance} leaves no far buckets of"
+         f" model.relative_buckets={m.relative_buckets}; try {4 * m.relative_buckets}"),
+        (m.seq2seq and m.relative_buckets % 4,
+         f"model.relative_buckets={m.relative_buckets} are two halves, each half near and half far;"
+         " try 32"),
         ((m.positions == "relative") != (m.family == "t5"),
          f"model.positions={m.positions!r} is not for model.family={m.family!r}; relative is for"
          " t5 alone"),
@@ -171,12 +181,14 @@ def data_misfits(run: RunConfig) -> list[str]:
         *[(d.objective in objectives and getattr(d, key) != default[key],
            f"data.{key}={getattr(d, key)!r} does nothing with data.objective={d.objective!r}")
           for key, objectives in IDLE_WITH.items()],
-        ((d.objective == "masked") != (family == "bert"),
-         f"data.objective={d.objective!r} is not for model.family={family!r}; set"
-         f" {'data.objective' if family == 'bert' else 'model.family'}="
-         f"{'masked' if family == 'bert' else 'bert'!r}"),
+        (d.objective not in OBJECTIVES[family],
+         f"data.objective={d.objective!r} is not for model.family={family!r}; try"
+         f" {' or '.join(OBJECTIVES[family])}"),
         (d.objective == "masked" and run.model.seq_len < 8,
          f"model.seq_len={run.model.seq_len} leaves no room in [CLS] A [SEP] B [SEP]; try 64"),
+        *[(run.model.seq2seq and getattr(d, key) != default[key],
+           f"data.{key}={getattr(d, key)!r} does nothing with model.family='t5'")
+          for key in ("cross_document_attention", "reset_positions", "eod_mask_loss")],
         (d.reset_positions is not None and run.model.positions == "none",
          f"data.reset_positions={d.reset_positions} does nothing with model.positions='none'"),
     ]  # fmt: skip
@@ -185,7 +197,7 @@ def data_misfits(run: RunConfig) -> list[str]:
 
 BUILTIN = {  # corpora by objective, the default first
     "causal": ("python", "prose"), "fim": ("python",), "chat": ("conversations",),
-    "pairs": ("en-fr", "en-de"), "masked": ("sentences",),
+    "pairs": ("en-fr", "en-de"), "masked": ("sentences",), "spans": ("python", "prose"),
 }  # fmt: skip
 IDLE_WITH = {  # settings that some objectives have no use for
     "eod_mask_loss": ("chat", "pairs", "masked"), "epochs": ("chat", "pairs", "masked"),

@@ -54,7 +54,8 @@ def make_steps(run: RunConfig, layout: Layout) -> Steps:
             "watch.activations=True does not see inside of pipeline stages; leave it out, or set"
             " layout.pp=1"
         )
-    check_chunks(run.train.loss_chunks, run.model.seq_len, layout)
+    written = run.model.target_len if run.model.seq2seq else run.model.seq_len
+    check_chunks(run.train.loss_chunks, written, layout)
     graphdef, _ = nnx.split(declare(run.model, layout, run.train.remat), nnx.Param)
     abstract = abstract_state(run, layout)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)

@@ -91,6 +91,8 @@ LAYOUTS = {  # sizes of the axes, and how many devices there are
     "pythia:1.4b": ({"fsdp": 8}, 8),
     "pythia:6.9b": ({"fsdp": 8, "tp": 8}, 64),
     "quickstart": ({"preset": "fsdp_tp"}, 8),
+    "t5:large": ({"fsdp": 8}, 8),
+    "t5:v1.1-xl": ({"fsdp": 4, "tp": 2}, 8),
 }
 
 
@@ -263,3 +265,32 @@ def test_405b_has_the_papers_parallelism_on_14_stages_of_16(fsdp, cp, gpus):
     sizes = command_of("llama:3.1-405b", f"pp=14 --config.layout.fsdp={fsdp} ")
     assert sizes == {"pp": 14, "fsdp": fsdp, "tp": 8} | ({"cp": cp} if cp > 1 else {})
     assert math.prod(sizes.values()) * 16 == gpus * 14
+
+
+T5_SIZES = {  # published: t5-small, t5-base, t5-large; the others by transformers' own configs
+    "small": 60_506_624, "base": 222_903_552, "large": 737_668_096, "3b": None, "11b": None,
+    "v1.1-small": None, "v1.1-base": None, "v1.1-large": None, "v1.1-xl": None, "v1.1-xxl": None,
+    "mt5-small": None, "mt5-base": None, "mt5-large": None, "mt5-xl": None, "mt5-xxl": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", T5_SIZES)
+def test_t5_has_the_parameters_of_transformers(size):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    cfg = load_config(f"t5:{size}").model
+    with torch.device("meta"):
+        theirs = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=cfg.vocab_size, d_model=cfg.d_model, d_kv=cfg.head_dim, d_ff=cfg.d_mlp,
+                num_layers=cfg.n_layers, num_heads=cfg.n_heads,
+                feed_forward_proj="relu" if cfg.tied else "gated-gelu",
+            )
+        )  # fmt: skip
+    expected = sum(w.numel() for w in theirs.parameters())
+    if not cfg.tied:  # transformers shares the head's matrix until weights are loaded
+        expected += cfg.vocab_size * cfg.d_model
+    assert T5_SIZES[size] in (None, expected)
+    assert cfg.vocab_size == cfg.padded_vocab
+    model = declare(cfg, Layout.create(jax.devices()[:1]))
+    ours = jax.tree.leaves(nnx.state(model, nnx.Param), is_leaf=is_weight)
+    assert sum(math.prod(w.shape) for w in ours) == expected

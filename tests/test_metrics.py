@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from mlm_jax.config import ModelConfig
 from mlm_jax.errors import CheckpointError
 from mlm_jax.metrics import MetricsLog, flops_per_step, peak_flops, read_rows
 
@@ -91,52 +92,44 @@ def test_no_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize(("B", "s", "L", "h", "V"), [(8, 1024, 24, 1024, 50304), (1, 1, 1, 12, 5)])
+@pytest.mark.parametrize(
+    ("B", "s", "L", "h", "V"), [(8, 1024, 24, 1024, 50304), (1, 2, 1, 12, 128)]
+)
 def test_flops_of_a_gpt_are_the_closed_form(B, s, L, h, V):
-    flops = flops_per_step(
-        batch=B,
-        seq_len=s,
-        n_layers=L,
-        d_model=h,
-        d_mlp=4 * h,
-        n_heads=4,
-        n_kv_heads=4,
-        head_dim=h // 4,
-        vocab_size=V,
-        gated=False,
-    )
-    assert flops == pytest.approx(72 * B * s * L * h**2 * (1 + s / (12 * h) + V / (12 * h * L)))
+    cfg = ModelConfig(n_layers=L, d_model=h, n_heads=4, vocab_size=V, seq_len=s)
+    expected = 72 * B * s * L * h**2 * (1 + s / (12 * h) + V / (12 * h * L))
+    assert flops_per_step(cfg, B) == pytest.approx(expected)
 
 
 def test_flops_count_every_matrix_of_a_llama_six_times():
     D, F, N, K, H, V, L, T = 64, 160, 8, 2, 16, 256, 3, 32
+    cfg = ModelConfig(
+        n_layers=L, d_model=D, n_heads=N, n_kv_heads=K, head_dim=H, d_mlp=F, vocab_size=V,
+        seq_len=T, activation="swiglu",
+    )  # fmt: skip
     weights = L * (3 * D * F + 2 * D * N * H + 2 * D * K * H) + D * V
     pairs = T * T / 2  # a query and a key that it may see, on average
     scores = L * 2 * pairs * N * H
-    flops = flops_per_step(
-        batch=5,
-        seq_len=T,
-        n_layers=L,
-        d_model=D,
-        d_mlp=F,
-        n_heads=N,
-        n_kv_heads=K,
-        head_dim=H,
-        vocab_size=V,
-        gated=True,
-    )
-    assert flops == pytest.approx(6 * 5 * (T * weights + scores))
+    assert flops_per_step(cfg, 5) == pytest.approx(6 * 5 * (T * weights + scores))
 
 
 def test_flops_of_a_bert_count_all_pairs_of_tokens_and_its_head():
     B, s, L, h, V = 3, 128, 2, 64, 512
-    flops = flops_per_step(
-        batch=B, seq_len=s, n_layers=L, d_model=h, d_mlp=4 * h, n_heads=4, n_kv_heads=4,
-        head_dim=h // 4, vocab_size=V, gated=False, causal=False, mlm_head=True,
+    cfg = ModelConfig("bert", n_layers=L, d_model=h, n_heads=4, vocab_size=V, seq_len=s)
+    expected = 72 * B * s * L * h**2 * (1 + s / (6 * h) + (V + h) / (12 * h * L))
+    assert flops_per_step(cfg, B) == pytest.approx(expected)
+
+
+def test_flops_of_a_t5_count_what_each_side_reads():
+    B, s, t, E, L, h, V = 3, 128, 32, 2, 5, 64, 512
+    cfg = ModelConfig(
+        "t5", n_layers=E, n_decoder_layers=L, d_model=h, n_heads=4, vocab_size=V, seq_len=s,
+        target_len=t,
     )  # fmt: skip
-    assert flops == pytest.approx(
-        72 * B * s * L * h**2 * (1 + s / (6 * h) + (V + h) / (12 * h * L))
-    )
+    encoder = 72 * B * s * E * h**2 * (1 + s / (6 * h))
+    decoder = 72 * B * t * L * h**2 * (1 + t / (12 * h) + V / (12 * h * L))
+    cross = 12 * B * L * h * (t * h + s * h + t * s)
+    assert flops_per_step(cfg, B) == pytest.approx(encoder + decoder + cross)
 
 
 @pytest.mark.parametrize(

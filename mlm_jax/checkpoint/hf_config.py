@@ -69,17 +69,12 @@ def read_config(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Mod
         nouns["dtype"] = "bfloat16" if "bfloat16" in str(dtype_of(config)) else "float32"
         nouns["init_std"] = s.given("initializer_range", 0.02)
         try:
-            return from_dict({"model": without_none(nouns), "data": data_for(nouns)}).model
+            return from_dict({"model": without_none(nouns)}).model
         except ConfigError as why:
             s.problems.append(str(why))
     raise CheckpointError(
         f"this {kind} cannot be built here, by its config.json:\n  " + "\n  ".join(s.problems)
     )
-
-
-def data_for(nouns: Nouns) -> dict[str, Any]:
-    """Settings of data that go with a family."""
-    return {"objective": "masked"} if nouns.get("family") == "bert" else {}
 
 
 def dtype_of(config: Mapping[str, Any]) -> str | None:

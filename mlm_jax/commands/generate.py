@@ -25,13 +25,17 @@ def main(argv: list[str]) -> int:
         "--prompt", action="append", required=True, help="may be given several times"
     )
     parser.add_argument("--max_tokens", type=int, default=64, help="new tokens, 64")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0.8; 0 is greedy")
+    parser.add_argument("--temperature", type=float, help="0.8; 0 is greedy; with beams 0")
     parser.add_argument("--top_k", type=int, default=0, help="most likely tokens to choose from")
     parser.add_argument(
         "--top_p", type=float, default=1.0, help="share of probability to choose from"
     )
     parser.add_argument(
         "--repetition_penalty", type=float, default=1.0, help="above 1: repeats less"
+    )
+    parser.add_argument("--beams", type=int, default=1, help="of a search for the likeliest text")
+    parser.add_argument(
+        "--length_penalty", type=float, default=1.0, help="above 1: beams prefer longer texts"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts")
     parser.add_argument("--stop", action="append", default=[], help="end before this text")
@@ -51,6 +55,7 @@ def main(argv: list[str]) -> int:
         model, args.prompt, max_tokens=args.max_tokens, temperature=args.temperature,
         top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
         seed=args.seed, stop=args.stop,
+        beams=args.beams, length_penalty=args.length_penalty,
     )  # fmt: skip
     for i, (prompt, text) in enumerate(zip(args.prompt, texts, strict=True)):
         if i:

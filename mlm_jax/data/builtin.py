@@ -19,6 +19,7 @@ import numpy as np
 from mlm_jax.data.corpora import conversations, prose, python, translation
 from mlm_jax.data.corpora.sources import Example, Package, Recipe, is_held_out
 from mlm_jax.data.indexed import IndexedDataset
+from mlm_jax.data.objectives.t5_spans import SENTINEL
 from mlm_jax.data.preprocess.encoding import write_documents
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.data.tokenizer.fast import FastTokenizer
@@ -33,6 +34,7 @@ RECIPES = {
     "en-fr": translation.FRENCH, "en-de": translation.GERMAN, "sentences": prose.SENTENCES,
 }  # fmt: skip
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")
+SPAN_TOKENS = ("<pad>", *(SENTINEL.format(i) for i in range(100)))
 FEWEST = 50  # documents
 WRITTEN = {  # as token files, by objective: how
     "causal": {"append_eod": True}, "masked": {"split_sentences": True},
@@ -68,19 +70,24 @@ class Corpus:
     licence: str
 
 
-def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = False) -> Corpus:
+def builtin_corpus(
+    kind: str = "python", vocab_size: int = 2048, *, fim: bool = False, spans: bool = False
+) -> Corpus:
     """Builds the corpus on first use (some ten seconds), later finds it in the cache folder.
 
     fim: the last four ids of the tokenizer are fill-in-the-middle's FIM_TOKENS, which no text has;
     the others are those of a vocabulary of four fewer. For objective "causal" only.
+    spans: the same with T5's SPAN_TOKENS: padding, and the names of 100 places.
 
     Raises DataError for an unknown kind, for too few ids, where the interpreter comes without
     sources or a package is missing, and where the cache cannot be written.
     """
-    recipe = recipe_of(kind, vocab_size, fim)
+    recipe = recipe_of(kind, vocab_size, fim, spans)
     packages = recipe.packages()
     versions = [(p.name, p.version) for p in packages]
-    key = hashlib.sha256(json.dumps([RECIPE, vocab_size, fim, versions]).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([RECIPE, vocab_size, "spans" if spans else fim, versions]).encode()
+    ).hexdigest()
     folder = cache_folder() / f"builtin-{kind}-{key[:16]}"
     if not folder.exists():
         log.info("building the built-in corpus %s in %s", kind, folder)
@@ -106,7 +113,7 @@ def builtin_corpus(kind: str = "python", vocab_size: int = 2048, *, fim: bool = 
     )
 
 
-def recipe_of(kind: str, vocab_size: int, fim: bool) -> Recipe:
+def recipe_of(kind: str, vocab_size: int, fim: bool, spans: bool = False) -> Recipe:
     if kind not in RECIPES:
         raise DataError(f"there is no built-in corpus {kind!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[kind]
@@ -114,6 +121,9 @@ def recipe_of(kind: str, vocab_size: int, fim: bool) -> Recipe:
         if recipe.objective != "causal":
             raise DataError(f"the built-in corpus {kind!r} has no middles to fill in; try python")
         recipe = dataclasses.replace(recipe, last=FIM_TOKENS)
+    if spans:
+        settings = {**recipe.settings, "pad_token": SPAN_TOKENS[0]}
+        recipe = dataclasses.replace(recipe, last=SPAN_TOKENS, settings=settings)
     if vocab_size < (least := 256 + len(recipe.special) + len(recipe.last)):
         small = f"vocab_size={vocab_size} is too small for the built-in corpus {kind!r}"
         raise DataError(f"{small}; try {least} or more")

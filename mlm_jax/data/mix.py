@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from mlm_jax.config import RunConfig
 from mlm_jax.data.blend import Blend, read_blends
 from mlm_jax.data.blend_order import normalised
-from mlm_jax.data.builtin import FIM_TOKENS, RECIPES, Corpus, builtin_corpus, cache_folder
+from mlm_jax.data.builtin import (
+    FIM_TOKENS,
+    RECIPES,
+    SPAN_TOKENS,
+    Corpus,
+    builtin_corpus,
+    cache_folder,
+)
 from mlm_jax.data.sampling import split_ranges
 from mlm_jax.data.sources import Source, open_source
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -141,15 +148,16 @@ def split(
 
 
 def open_corpus(run: RunConfig) -> Corpus:
-    fim = run.data.objective == "fim"
+    fim, spans = (run.data.objective == name for name in ("fim", "spans"))
     kind = run.data.builtin or BUILTIN[run.data.objective][0]
-    least = 256 + len(RECIPES[kind].special) + fim * len(FIM_TOKENS)
+    last = fim * len(FIM_TOKENS) + spans * len(SPAN_TOKENS)
+    least = 256 + len(RECIPES[kind].special) + last
     if run.model.vocab_size < least:
         raise DataError(
             f"model.vocab_size={run.model.vocab_size} is too small for the built-in corpus; try"
             f" {least} or more, or set data.path"
         )
-    return builtin_corpus(kind, min(BUILTIN_VOCAB, run.model.vocab_size), fim=fim)
+    return builtin_corpus(kind, min(BUILTIN_VOCAB, run.model.vocab_size), fim=fim, spans=spans)
 
 
 def index_cache(run: RunConfig) -> Path:

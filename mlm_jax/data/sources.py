@@ -17,8 +17,10 @@ from mlm_jax.data.objectives.bert_samples import BertRows, sample_index
 from mlm_jax.data.objectives.examples import Example, chat_examples, pair_examples
 from mlm_jax.data.objectives.fim import Fim, fill_in_the_middle, fim_tokens
 from mlm_jax.data.objectives.packing import PackedExamples
+from mlm_jax.data.objectives.t5_spans import marks_of, t5_tokens
 from mlm_jax.data.objectives.windows import Row, causal
 from mlm_jax.data.sampling import GptSamples
+from mlm_jax.data.seq2seq import PairRows, SpanRows
 from mlm_jax.data.stream import Rows
 from mlm_jax.data.tokenizer import Tokenizer
 from mlm_jax.errors import DataError
@@ -74,17 +76,23 @@ class TokenFile:
         self.indexed = IndexedDataset(path)
         if self.indexed.n_tokens == 0:
             raise DataError(f"{path} holds no tokens; build it again from text")
-        self.size = len(self.indexed)
+        self.size, self.ids = len(self.indexed), None
+        if run.data.objective == "spans":
+            assert tokenizer is not None  # see misfits
+            self.ids = t5_tokens(tokenizer)
+            self.text_length = SpanRows.text_length(run.model, self.ids)
         if run.data.objective == "fim":
             assert tokenizer is not None  # see misfits
             d, tokens = run.data, fim_tokens(tokenizer, run.data.fim_tokens)
             self.fim = Fim(tokenizer, tokens, d.fim_rate, d.fim_spm_rate)
 
     def epoch(self, part: range, seed: int, n_samples: int | None = None) -> Rows:
+        seq_len = self.text_length - 1 if self.ids else self.run.model.seq_len
         samples = GptSamples(
-            self.indexed, part, n_samples=n_samples, seq_len=self.run.model.seq_len, seed=seed,
-            cache=self.cache,
-        )  # fmt: skip
+            self.indexed, part, n_samples=n_samples, seq_len=seq_len, seed=seed, cache=self.cache
+        )
+        if self.ids:
+            return SpanRows(samples, self.run.model, self.ids, seed)
         return Windows(samples, self.run, self.fim, seed)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -92,7 +100,7 @@ class TokenFile:
 
     def check(self) -> None:
         """Looks at some ids of a local file; each sample is checked when it is read."""
-        if self.run.data.masks_boundaries and self.indexed.lengths.max() < 2:
+        if self.run.data.masks_boundaries and not self.ids and self.indexed.lengths.max() < 2:
             raise DataError(
                 f"{self.name}: every document has one token, none is predicted from another; set"
                 " data.eod_mask_loss=False"
@@ -188,6 +196,7 @@ class ExampleFile:
         self.arrays = cached(cache, key, lambda: joined(read_examples(path, run, tokenizer)))
         self.ends = np.cumsum(self.arrays["lengths"], dtype=np.int64)
         self.size, self.pad_id = len(self.ends), tokenizer.eod_id or 0
+        self.marks = marks_of(tokenizer) if run.model.seq2seq else None
         self.packed = functools.cache(self._packed)
 
     def __getitem__(self, i: int) -> Example:
@@ -198,7 +207,9 @@ class ExampleFile:
         del n_samples  # epochs are not shuffled together: see misfits
         return Shuffled(self.packed(part), self.run, seed)
 
-    def _packed(self, part: range) -> PackedExamples:
+    def _packed(self, part: range) -> PackedExamples | PairRows:
+        if self.marks:
+            return PairRows([self[i] for i in part], self.run.model, self.marks)
         size, seed = self.run.model.seq_len, self.run.train.seed
         return PackedExamples([self[i] for i in part], size, pad_id=self.pad_id, seed=seed)
 
@@ -215,7 +226,7 @@ class ExampleFile:
 class Shuffled:
     """The same rows each epoch, in the order of a seed."""
 
-    def __init__(self, packed: PackedExamples, run: RunConfig, seed: int):
+    def __init__(self, packed: PackedExamples | PairRows, run: RunConfig, seed: int):
         self.packed = packed
         self.order = np.random.RandomState(seed).permutation(len(packed))
         kept = {"segments": run.data.apart, "positions": run.data.resets_positions}

@@ -75,7 +75,9 @@ class Examination:
         """A few words after a prompt, where there is a tokenizer."""
         prompt, tokenizer = self.sample_prompt(), self.data.tokenizer
         if prompt and tokenizer:
-            room = min(48, self.run.model.seq_len - len(tokenizer.encode(prompt)))
+            m = self.run.model
+            room = m.target_len if m.seq2seq else m.seq_len - len(tokenizer.encode(prompt))
+            room = min(48, room)
             if room >= 8:
                 eos = tokenizer.special.get("eos")  # of a chat: what ends a turn
                 stop = [] if eos is None else [tokenizer.decode([eos])]
@@ -121,7 +123,8 @@ class Examination:
 
     @property
     def writes_python(self) -> bool:
-        return self.data.corpus is not None and self.data.corpus.kind == "python"
+        python = self.data.corpus is not None and self.data.corpus.kind == "python"
+        return python and not self.run.model.seq2seq
 
     def sample_prompt(self) -> str | None:
         """The first 16 held-out tokens; of an example, those before what is to be learned."""
@@ -131,6 +134,9 @@ class Examination:
             return None
         row = (self.data.valid or self.data.train).stream.row(0)
         end = 16
+        if self.run.model.seq2seq:  # all that it reads but the end, which generate adds
+            end = min(int(row["segments"].sum()) - 1, 64)
+            return self.data.tokenizer.decode(row["tokens"][:end].tolist())
         if self.run.data.objective in ("chat", "pairs"):
             end = 1 + int(row["weights"].argmax())
         return self.data.tokenizer.decode(row["tokens"][:end].tolist())

@@ -1,7 +1,7 @@
 """Self-attention: heads, groups of them, packed documents, and the kernel that computes it."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class View(NamedTuple):
     [B, T]: tokens of a document share a number; None: a row is one. places int32 [T]: of tokens in
     their rows, by which dropout draws: positions begin again with a document. types int32 [B, T]:
     kinds of token (model.token_types), or None. local_angles: of layers with a window, where those
-    have their own, or None.
+    have their own, or None. bias [1 or B, N, T, S]: added to scores, or None.
     """
 
     positions_BT: jax.Array
@@ -36,6 +36,7 @@ class View(NamedTuple):
     places_T: jax.Array
     types_BT: jax.Array | None = None
     local_angles_BTh: jax.Array | None = None
+    bias_BNTS: jax.Array | None = None
 
     @classmethod
     def of(
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
     Forward under tp costs one all-reduce, of the output.
     """
 
-    def __init__(self, cfg: ModelConfig, layout: Layout):
+    def __init__(self, cfg: ModelConfig, layout: Layout, causal: bool | None = None):
         if cfg.attention == "cudnn" and layout.context > 1:
             raise ConfigError(
                 f"model.attention='cudnn' sees no sequence that layout.cp={layout.context} splits;"
@@ -80,7 +81,9 @@ class Attention(nnx.Module):
         self.k_norm = norm(cfg, head_dim=cfg.head_dim) if cfg.qk_norm else None
         scale = cfg.attention_scale
         scale = 1 / math.sqrt(cfg.head_dim) if scale is None else scale
-        self.formula = Formula(scale, cfg.attention_softcap, cfg.window, cfg.causal)
+        self.formula = Formula(
+            scale, cfg.attention_softcap, cfg.window, cfg.causal if causal is None else causal
+        )
         self.cfg, self.layout = cfg, layout
 
     def __call__(
@@ -101,13 +104,15 @@ class Attention(nnx.Module):
             k_BKSH, v_BKSH = cache.read(layer)
         else:
             k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-        if self.layout.spec("heads") != self.layout.spec("kv_heads"):  # k, v whole on each device
-            k_BKSH, v_BKSH = self._repeat(k_BKSH), self._repeat(v_BKSH)
+        k_BKSH, v_BKSH = self._repeat(k_BKSH), self._repeat(v_BKSH)
         out_BTNH = self._attend(q_BTNH, k_BKSH, v_BKSH, view, cache is not None, layer)
+        return self._written(out_BTNH), cache
+
+    def _written(self, out_BTNH: jax.Array) -> jax.Array:
         out_BTE = out_BTNH.reshape(*out_BTNH.shape[:2], -1)
         out_BTE = self.layout.constrain(out_BTE, "batch", "seq", "heads")
         out_BTD = linear_out(out_BTE, self.o, self.o_bias, self.layout)
-        return checkpoint_name(out_BTD, "block_out"), cache
+        return checkpoint_name(out_BTD, "block_out")
 
     def _heads(self, x: jax.Array, w: nnx.Param, b: nnx.Param | None, dim: str) -> jax.Array:
         y = linear(x, w, b).reshape(*x.shape[:2], -1, self.cfg.head_dim)
@@ -124,7 +129,9 @@ class Attention(nnx.Module):
         return (layer + 1) % every == 0 if every else False
 
     def _repeat(self, x_BKSH: jax.Array) -> jax.Array:
-        """So many that each device has those that its query heads read."""
+        """Where they are whole on each device, so many that it has those its query heads read."""
+        if self.layout.spec("heads") == self.layout.spec("kv_heads"):
+            return x_BKSH
         K = x_BKSH.shape[1]
         x = jnp.repeat(x_BKSH, math.lcm(K, self.layout.ways("heads")) // K, axis=1)
         return self.layout.constrain(x, "batch", "heads", None, None)
@@ -138,13 +145,16 @@ class Attention(nnx.Module):
             everything = jnp.int32(jnp.iinfo(jnp.int32).max)
             window = jnp.where(self._sees_all(layer), everything, formula.window)
             formula = formula._replace(window=None)
-        of, segments = (q_BTNH, k_BKSH, v_BKSH, formula), view.segments_BT
+        of, segments, bias = (q_BTNH, k_BKSH, v_BKSH, formula), view.segments_BT, view.bias_BNTS
+        if bias is not None:
+            bias = bias.reshape(len(bias), k_BKSH.shape[1], -1, *bias.shape[2:])
+        more: Any = {"window": window, "bias_BKGTS": bias}
         if cached:
-            return blockwise_attention(*of, positions_BT=view.positions_BT, window=window)
+            return blockwise_attention(*of, positions_BT=view.positions_BT, **more)
         if self.layout.context > 1:
             return context_attention(*of, self.layout, segments_BT=segments, window=window)
         if not self._uses_cudnn(view, q_BTNH.dtype):
-            return blockwise_attention(*of, segments_BT=segments, window=window)
+            return blockwise_attention(*of, segments_BT=segments, **more)
         k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
         return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, formula, self.layout)
 
@@ -157,6 +167,36 @@ class Attention(nnx.Module):
                 " model.attention='auto'"
             )
         size_fits = cfg.head_dim % 8 == 0 and cfg.head_dim <= 128  # of cuDNN on every GPU
-        plain = not (packed or cfg.attention_softcap or cfg.global_every)
+        biased = view.bias_BNTS is not None
+        plain = not (packed or biased or cfg.attention_softcap or cfg.global_every)
         fits = plain and dtype == jnp.bfloat16 and size_fits and self.layout.has_cudnn()
         return fits and cfg.attention != "xla"
+
+
+class CrossAttention(Attention):
+    """What a decoder's tokens see of what an encoder has read: everything but its padding.
+
+    The weights of Attention, of which k and v read the encoder's states.
+    """
+
+    def __init__(self, cfg: ModelConfig, layout: Layout):
+        super().__init__(cfg, layout, causal=False)
+
+    def keys(self, h_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, K, S, H] of an encoder's states."""
+        k_BSKH = self._heads(h_BSD, self.k, self.k_bias, "kv_heads")
+        v_BSKH = self._heads(h_BSD, self.v, self.v_bias, "kv_heads")
+        return k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+
+    def look(
+        self, x_BTD: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, segments_BS: jax.Array
+    ) -> jax.Array:
+        """segments: 1, or 0 for padding. Of more rows x than B, neighbours read the same one."""
+        q_BTNH = self._heads(x_BTD, self.q, self.q_bias, "heads")
+        shape, B = q_BTNH.shape, len(k_BKSH)
+        q_BTNH = q_BTNH.reshape(B, -1, *shape[2:])
+        out_BTNH = blockwise_attention(
+            q_BTNH, self._repeat(k_BKSH), self._repeat(v_BKSH), self.formula,
+            segments_BT=jnp.ones(q_BTNH.shape[:2], jnp.int32), key_segments_BS=segments_BS,
+        )  # fmt: skip
+        return self._written(out_BTNH.reshape(shape))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-SITES = {"embedding": 0, "attention": 1, "mlp": 2}
+SITES = {"embedding": 0, "attention": 1, "mlp": 2, "cross": 3}
 
 
 def dropout(

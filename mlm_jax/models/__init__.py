@@ -11,8 +11,9 @@ from mlm_jax.layers.weight import materialise, renamed
 from mlm_jax.layout import Layout
 from mlm_jax.models.bert import Bert
 from mlm_jax.models.gpt import Gpt
+from mlm_jax.models.t5 import T5
 
-FAMILIES = {"gpt": Gpt, "bert": Bert}
+FAMILIES = {"gpt": Gpt, "bert": Bert, "t5": T5}
 
 
 def declare(cfg: ModelConfig, layout: Layout, remat: str = "none") -> Any:

@@ -33,10 +33,10 @@ class Block(nnx.Module):
     stream split over tp (sequence parallelism) each is a reduce-scatter and an all-gather instead.
     """
 
-    def __init__(self, cfg: ModelConfig, layout: Layout):
+    def __init__(self, cfg: ModelConfig, layout: Layout, causal: bool | None = None):
         norm = NORMS[cfg.norm]
         self.attention_norm = norm(cfg, residual=cfg.d_model)
-        self.attention = Attention(cfg, layout)
+        self.attention = Attention(cfg, layout, causal)
         one_norm = cfg.parallel and cfg.parallel_norms == 1
         self.mlp_norm = None if one_norm else norm(cfg, residual=cfg.d_model)
         self.mlp = Mlp(cfg, layout)

@@ -15,7 +15,7 @@ from mlm_jax.layers.embedding import Embedding, Head
 from mlm_jax.layers.norm import NORMS
 from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layers.watch import Seen, see
-from mlm_jax.layers.weight import gathered, stacked
+from mlm_jax.layers.weight import gathered, stacked, unstacked
 from mlm_jax.layout import Layout
 from mlm_jax.models.block import Block, run_apart, run_blocks
 
@@ -84,16 +84,35 @@ class Gpt(nnx.Module):
         """What the head multiplies, of last hidden states: these themselves."""
         return h_BTD
 
+    def prefill(
+        self, tokens_BP: jax.Array, lengths_B: jax.Array, start: jax.Array, slots: int
+    ) -> tuple[jax.Array, Cache, jax.Array, None]:
+        """What writing begins with, after prompts [B, P] of these lengths, padded on the right.
+
+        Hidden states [B, 1, D] of the last tokens; a cache of `slots`; the positions [B] of what
+        comes next; what an encoder has read: nothing here, where `start` has no use either.
+        """
+        del start
+        B, P = tokens_BP.shape
+        cache = Cache.zeros(self.cfg, self.layout, B, slots)
+        h_BPD, cache = self.extend(tokens_BP, jnp.broadcast_to(jnp.arange(P), (B, P)), cache)
+        last_B1D = jnp.take_along_axis(h_BPD, (lengths_B - 1)[:, None, None], axis=1)
+        return last_B1D, cache, lengths_B, None
+
     def extend(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | tuple[Cache, ...],
-        apart: Sequence[Block] | None = None,
+        apart: Sequence[Block] | None = None, memory: None = None,
     ) -> tuple[jax.Array, Any]:  # fmt: skip
         """Hidden states of more tokens at these positions, which see the cache; and the cache.
 
-        apart: the blocks as `layers.weight.unstacked` gives them, each with a cache of its own.
+        apart: the blocks as `apart` gives them, each with a cache of its own.
         """
         view = View.of(self.cfg, positions_BT)
         return self._hidden(tokens_BT, view, None, cache, apart=apart)
+
+    def apart(self) -> list[Block]:
+        """The blocks, each with its own weights, for `extend`."""
+        return unstacked(self.blocks)
 
     def _hidden(
         self, tokens_BT: jax.Array, view: View, rngs: jax.Array | None, cache: Any,

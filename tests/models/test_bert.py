@@ -44,9 +44,7 @@ def bert_run(style="post", *, model=None, accumulate=1, **sections):
     given = {"family": "bert", "token_types": 2, "n_layers": 4, **STYLES[style], **(model or {})}
     train = {"global_batch_size": 16, "accumulate": accumulate}
     # Adam divides a gradient by its own size: see test_parity on eps.
-    return tiny_run(
-        model=given, train=train, optimizer={"eps": 1e-6}, data={"objective": "masked"}, **sections
-    )
+    return tiny_run(model=given, train=train, optimizer={"eps": 1e-6}, **sections)
 
 
 def bert_batch(run, seed=0):

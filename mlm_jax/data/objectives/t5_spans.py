@@ -48,6 +48,24 @@ def t5_tokens(tokenizer: Tokenizer) -> T5Tokens:
     return T5Tokens(sentinels, tokenizer.special.get("bos", pad), eos, pad)
 
 
+class Marks(NamedTuple):
+    """Ids: start is what a decoder reads first; eos ends what is read, and what is written."""
+
+    start: int
+    eos: int
+    pad: int
+
+
+def marks_of(tokenizer: Tokenizer) -> Marks:
+    """start is bos, else pad, as T5's own has it, else eos. Raises DataError without an eos."""
+    special = tokenizer.special
+    eos = special.get("eos", tokenizer.eod_id)
+    if eos is None:
+        [eos] = special_tokens(tokenizer, "eos", needed_by="a model with an encoder and a decoder")
+    pad = special.get("pad", eos)
+    return Marks(special.get("bos", pad), eos, pad)
+
+
 def noise_spans(
     n: int, rng: np.random.RandomState, *, density: float = 0.15, mean_length: float = 3.0
 ) -> list[Span]:
@@ -57,11 +75,25 @@ def noise_spans(
     """
     if n < 2:
         raise DataError(f"{n} token cannot have a span and something beside it; give 2 or more")
-    noise = min(max(round(n * density), 1), n - 1)
-    count = min(max(round(noise / mean_length), 1), noise, n - noise)
+    noise, count = noise_of(n, density, mean_length)
     kept, taken = (_composition(total, count, rng) for total in (n - noise, noise))
     ends = np.cumsum(kept + taken)
     return list(zip((ends - taken).tolist(), ends.tolist(), strict=True))
+
+
+def noise_of(n: int, density: float = 0.15, mean_length: float = 3.0) -> tuple[int, int]:
+    """How many of n tokens are taken out, and in how many spans."""
+    noise = min(max(round(n * density), 1), n - 1)
+    return noise, min(max(round(noise / mean_length), 1), noise, n - noise)
+
+
+def spans_within(encoder_length: int, decoder_length: int) -> tuple[int, int]:
+    """The most tokens of a text of which both sides hold theirs (0: none), and its spans."""
+    for n in range(2 * encoder_length + 2, 1, -1):
+        noise, count = noise_of(n)
+        if n - noise + count <= encoder_length and noise + count + 1 <= decoder_length:
+            return n, count
+    return 0, 0
 
 
 def _composition(total: int, parts: int, rng: np.random.RandomState) -> np.ndarray:

@@ -72,7 +72,7 @@ def written(tmp_path):
         return from_dict({
             "model": {"family": "bert", "token_types": 2, "seq_len": 48, "vocab_size": 200,
                       **(model or {})},
-            "data": {"objective": "masked", "path": str(tmp_path / "text"),
+            "data": {"path": str(tmp_path / "text"),
                      "tokenizer": str(tmp_path / "vocab.txt"), "split": "9,1", **(data or {})},
             "train": {"global_batch_size": 4, "steps": 10, **(train or {})},
         })  # fmt: skip
@@ -177,7 +177,7 @@ def test_a_builtin_corpus_of_sentences(tmp_path, monkeypatch):
     monkeypatch.setenv("MLM_JAX_CACHE", str(tmp_path / "cache"))
     run = from_dict({
         "model": {"family": "bert", "token_types": 2, "seq_len": 64, "vocab_size": 400},
-        "data": {"objective": "masked"}, "train": {"global_batch_size": 4},
+        "train": {"global_batch_size": 4},
     })  # fmt: skip
     data = open_data(run)
     batch, tokenizer = data.train.batch(0), data.tokenizer
