@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mlm_jax.checkpoint.hf_config import data_for, make_of, read_config
+from mlm_jax.checkpoint.hf_config import make_of, read_config
 from mlm_jax.checkpoint.hf_files import open_folder, read_json, renamed
 from mlm_jax.checkpoint.streaming import read_params
-from mlm_jax.config import DataConfig, ModelConfig, RunConfig
+from mlm_jax.config import ModelConfig, RunConfig
 from mlm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mlm_jax.data.tokenizer import find as find_tokenizer
 from mlm_jax.errors import CheckpointError, DataError
@@ -47,7 +47,6 @@ class HfFolder:
 
     @property
     def run(self) -> RunConfig:
-        data = DataConfig(**data_for({"family": self.model.family}))
         return RunConfig(model=self.model, data=data, name=self.folder.absolute().name)
 
     def _model(self) -> ModelConfig:
