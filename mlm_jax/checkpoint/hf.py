@@ -47,7 +47,7 @@ class HfFolder:
 
     @property
     def run(self) -> RunConfig:
-        return RunConfig(model=self.model, data=data, name=self.folder.absolute().name)
+        return RunConfig(model=self.model, name=self.folder.absolute().name)
 
     def _model(self) -> ModelConfig:
         """A head that is the table is left out, or stored again (pytorch_model.bin).

@@ -124,8 +124,11 @@ def test_a_sample_is_a_function_of_seed_and_number(written):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": {"family": "gpt", "token_types": 0}}, "not for model.family='gpt'; set model"),
-        ({"data": {"objective": "causal"}}, "not for model.family='bert'; set data.objective"),
+        (
+            {"model": {"family": "gpt", "token_types": 0}, "data": {"objective": "masked"}},
+            "not for model.family='gpt'; try causal",
+        ),
+        ({"data": {"objective": "causal"}}, "not for model.family='bert'; try masked"),
         ({"data": {"epochs": "together"}}, "data.epochs='together' does nothing"),
         ({"data": {"cross_document_attention": True}}, "cross_document_attention=True does"),
         ({"data": {"tokenizer": None}}, "data.objective='masked' needs data.tokenizer"),
