@@ -48,6 +48,26 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the confi
         "use_parallel_residual": False, "tie_word_embeddings": True,
     }),
 }  # fmt: skip
+DECODERS = tuple(CONFIGS)  # which write what follows
+T5 = {
+    "vocab_size": 300, "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+CONFIGS |= {
+    "bert_alone": ("BertConfig", SIZES),
+    "bert_words": ("BertConfig", SIZES),
+    "bert": ("BertConfig", SIZES),
+    "t5": ("T5Config", T5 | {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
+    "t5_v1_1": ("T5Config", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": ("MT5Config", T5 | {"num_decoder_layers": 3}),
+}
+CLASSES = {
+    "bert_alone": "BertModel", "bert_words": "BertForMaskedLM", "bert": "BertForPreTraining",
+    "t5": "T5ForConditionalGeneration", "t5_v1_1": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(2, 300, (2, 24))
+MASK = np.arange(24) < np.array([[24], [17]])  # of what reads both ways: the second row is shorter
 
 
 def make(name: str, folder: Path, **changes: Any) -> Any:
@@ -55,14 +75,33 @@ def make(name: str, folder: Path, **changes: Any) -> Any:
     torch.manual_seed(0)
     kind, settings = CONFIGS[name]
     config = getattr(transformers, kind)(**settings | changes)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    of = class_of(name)
+    model = (of(config) if name in CLASSES else of.from_config(config)).eval()
     for weight in model.parameters():
         if weight.ndim == 1:
             torch.nn.init.normal_(weight, float(weight.detach().mean()), 0.2)
+        elif "T5" in kind:  # whose own are so small that no mistake would be seen
+            torch.nn.init.normal_(weight, 0.0, 0.2)
     model.save_pretrained(folder)
     return model
 
 
-def logits_of(model: Any, ids: np.ndarray) -> np.ndarray:
+def class_of(name: str) -> Any:
+    if name in CLASSES:
+        return getattr(transformers, CLASSES[name])
+    return transformers.AutoModelForCausalLM
+
+
+def logits_of(model: Any) -> list[np.ndarray]:
+    """What the reference says of IDS: logits, or states, and of a BERT all that it has."""
+    kind, ids, mask = type(model).__name__, torch.tensor(IDS), torch.tensor(MASK).long()
     with torch.no_grad():
-        return model(torch.tensor(ids)).logits.float().numpy()
+        if "T5" in kind:
+            out = model(ids, attention_mask=mask, decoder_input_ids=ids[:, :9], use_cache=False)
+            found = [out.logits]
+        elif "Bert" in kind:
+            out = model(ids, attention_mask=mask, token_type_ids=ids % 2)
+            found = [x[mask > 0] if x.ndim == 3 else x for x in out.to_tuple()]
+        else:
+            found = [model(ids).logits]
+    return [x.float().numpy() for x in found]
