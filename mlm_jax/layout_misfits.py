@@ -97,7 +97,8 @@ class Case(NamedTuple):
         """With another value, which those that follow it by default follow."""
         cfg = self.run.model
         derived = {"n_kv_heads": cfg.n_heads, "head_dim": cfg.d_model // cfg.n_heads,
-                   "d_mlp": 4 * cfg.d_model}  # fmt: skip
+                   "d_mlp": 4 * cfg.d_model, "n_decoder_layers": cfg.n_layers,
+                   "target_len": cfg.seq_len}  # fmt: skip
         follow: dict[str, Any] = {k: None for k, v in derived.items() if getattr(cfg, k) == v}
         model = dataclasses.replace(cfg, **follow | {key: value})
         return self._replace(run=dataclasses.replace(self.run, model=model))

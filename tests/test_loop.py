@@ -99,7 +99,9 @@ def test_another_layout_restores_the_same_bits_and_goes_on_alike(calm, tmp_path)
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
     calm, tmp_path, monkeypatch, number
 ):

@@ -122,9 +122,8 @@ def cells() -> Iterator[Cell]:
 
 CELLS = list(cells())
 FAST = (  # layouts of which one cell is in the fast tier
-    "zero2", "fsdp", "cp", "pp_gpipe", "pp_interleaved", "dp_tp", "dp_cp_gather", "fsdp_tp_sp",
-    "cp_tp_sp", "pp_fsdp_circular", "pp_tp_sp", "dp_fsdp_tp", "fsdp_cp_tp", "pp_dp_fsdp",
-    "pp_dp_cp", "pp_cp_tp",
+    "pp_dp_fsdp", "pp_gpipe", "pp_tp_sp", "dp_cp_gather", "dp_tp", "zero2", "fsdp_cp_tp",
+    "pp_dp_cp", "dp_fsdp_tp",
 )  # fmt: skip
 SMOKE = ("fsdp_cp_tp", "pp_dp_cp", "pp_tp_sp")
 

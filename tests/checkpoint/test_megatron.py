@@ -348,6 +348,7 @@ def test_what_megatron_core_writes_gives_its_logits(style, tp, tmp_path):
     assert_same_logits(split, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_workdir(tmp_path, capsys):
     from mlm_jax.__main__ import main
     from mlm_jax.checkpoint.workdir import load as load_workdir

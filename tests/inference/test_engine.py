@@ -22,14 +22,23 @@ LAYOUTS = {
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1)
 
 
+SLOW = pytest.mark.slow
+
+
 def tiny_model(style: str, layout: str = "single"):
     run = tiny_run(style)
     return build(run.model, tiny_layout(run, **LAYOUTS[layout]))
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("style", STYLES)
+FAST = {"gpt2": "single", "llama": "dp_tp_sp", "nouns": "pp_cp_tp"}
+CELLS = [
+    pytest.param(style, layout, marks=pytest.mark.smoke if FAST[style] == layout else SLOW)
+    for style in STYLES
+    for layout in LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("style", "layout"), CELLS)
 def test_cached_greedy_generation_is_the_argmax_of_the_full_forward(style, layout):
     model = tiny_model(style, layout)
     new = generate_ids(model, PROMPTS, max_tokens=NEW, sampling=Sampling(0))

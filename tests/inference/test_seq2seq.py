@@ -15,7 +15,12 @@ DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1)
 NEW = 64
 
 
-@pytest.fixture(scope="module", params=KINDS)
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(k, marks=() if k == "v1.0" else SLOW) for k in KINDS]
+)
 def pair(request):
     pytest.importorskip("transformers")
     theirs = transformers_t5(request.param, seed=3)
@@ -55,7 +60,7 @@ def test_greedy_is_transformers(pair):
     assert len({tuple(row) for row in got}) > 1
 
 
-@pytest.mark.parametrize("penalty", [1.0, 0.2, 2.0])
+@pytest.mark.parametrize("penalty", [1.0, *(pytest.param(x, marks=SLOW) for x in (0.2, 2.0))])
 def test_beams_are_transformers(pair, penalty):
     theirs, ours = pair
     batch = padded_batch(4, 40, seed=1)
@@ -67,6 +72,7 @@ def test_beams_are_transformers(pair, penalty):
     assert generate_ids(ours, prompts_of(batch), beams=4, **how) == expected
 
 
+@pytest.mark.slow
 def test_a_gpts_beams_are_transformers():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -105,6 +111,7 @@ def test_a_gpts_beams_are_transformers():
         assert got == expected
 
 
+@pytest.mark.slow
 def test_layouts_write_the_same():
     run = t5_run("v1.1", target_len=64)
     prompts = prompts_of(padded_batch(3, 20))
@@ -117,6 +124,7 @@ def test_layouts_write_the_same():
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_layers_in_one_stack_write_the_same(monkeypatch):
     from mlm_jax.inference import engine
 
@@ -132,6 +140,12 @@ def test_layers_in_one_stack_write_the_same(monkeypatch):
         engine.prefill.clear_cache()
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    run = t5_run()
+    return build(run.model, tiny_layout(run))
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -145,9 +159,7 @@ def test_layers_in_one_stack_write_the_same(monkeypatch):
     ],
     ids=str,
 )  # fmt: skip
-def test_nonsense_is_refused(wrong, says):
-    run = t5_run()
-    model = build(run.model, tiny_layout(run))
+def test_nonsense_is_refused(wrong, says, tiny):
     how = {"prompts": [[2, 3]], "max_tokens": 4, "sampling": GREEDY} | wrong
     with pytest.raises(ConfigError, match=says):
-        generate_ids(model, how.pop("prompts"), **how)
+        generate_ids(tiny, how.pop("prompts"), **how)

@@ -14,6 +14,7 @@ from mlm_jax.layers.order import in_order, out_of_order, places
 from mlm_jax.layout import Layout
 
 B, T, N, K, H = 2, 48, 4, 2, 8
+SLOW = pytest.mark.slow
 PLAIN = Formula(scale=0.35)
 BOTH_WAYS = PLAIN._replace(causal=False)
 CAPPED = Formula(scale=0.5, softcap=1.5, window=11)
@@ -58,14 +59,18 @@ def graded(f, *settings):
 
 CELLS = [  # layout, formula, a window that only the running program knows, packed documents
     ({"cp": 2}, PLAIN, None, False),
-    ({"cp": 3}, PLAIN, None, True),
-    ({"cp": 4}, CAPPED, None, True),
-    ({"cp": 8}, PLAIN, 13, True),
+    pytest.param({"cp": 3}, PLAIN, None, True, marks=SLOW),
+    pytest.param({"cp": 4}, CAPPED, None, True, marks=SLOW),
+    pytest.param({"cp": 8}, PLAIN, 13, True, marks=SLOW),
     ({"dp": 2, "cp": 2, "tp": 2}, CAPPED, None, True),
     ({"cp": 4, "cp_attention": "all_gather"}, PLAIN, 13, True),
-    ({"fsdp": 2, "cp": 2, "tp": 2, "cp_attention": "all_gather"}, CAPPED, None, False),
+    pytest.param(
+        {"fsdp": 2, "cp": 2, "tp": 2, "cp_attention": "all_gather"}, CAPPED, None, False, marks=SLOW
+    ),
     ({"cp": 3}, BOTH_WAYS, None, True),
-    ({"dp": 2, "cp": 4, "cp_attention": "all_gather"}, BOTH_WAYS, None, True),
+    pytest.param(
+        {"dp": 2, "cp": 4, "cp_attention": "all_gather"}, BOTH_WAYS, None, True, marks=SLOW
+    ),
 ]
 
 
@@ -99,7 +104,7 @@ def test_split_attention_in_bfloat16_is_as_exact_as_on_one_device():
         assert (errors(split, layout_of(cp=2, cp_attention=how)) < 1.1 * once).all()
 
 
-@pytest.mark.parametrize("how", ["ring", "all_gather"])
+@pytest.mark.parametrize("how", ["ring", pytest.param("all_gather", marks=SLOW)])
 def test_an_island_around_it_may_split_cp_already(how):
     """As a pipeline does: all differentiation happens within."""
     layout = layout_of(dp=2, cp=2, tp=2, cp_attention=how)

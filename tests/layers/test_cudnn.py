@@ -14,8 +14,12 @@ from mlm_jax.layout import Layout
 B, T, N, H = 8, 16, 4, 8
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("sizes", [{"dp": 4}, {"dp": 2, "fsdp": 2, "tp": 2}], ids=str)
+@pytest.mark.parametrize("kv_heads", [pytest.param(4, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({"dp": 4}, marks=pytest.mark.slow), {"dp": 2, "fsdp": 2, "tp": 2}],
+    ids=str,
+)
 def test_within_a_shard_map_over_dp_and_a_scan_it_has_the_same_gradients(sizes, kv_heads):
     layout = Layout.create(jax.devices()[: 4 if len(sizes) == 1 else 8], **sizes)
     kernel = partial(jax.nn.dot_product_attention, is_causal=True)

@@ -30,7 +30,13 @@ def test_buckets_are_transformers(kind, bidirectional):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("T", "S"), [(5, 5), (1, 7), (7, 3), (40, 64), (1, 1)])
+@pytest.mark.parametrize(
+    ("T", "S"),
+    [
+        (7, 3),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((5, 5), (1, 7), (40, 64), (1, 1))),
+    ],
+)
 def test_the_bias_is_the_table_at_each_distance_and_so_is_its_gradient(T, S, bidirectional):
     cfg = cfg_of()
     table = jax.random.normal(jax.random.key(0), (8, 4))

@@ -211,7 +211,9 @@ def test_gradients_equal_torchs():
             close(grads[name], grad, 1e-4)
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "style", [pytest.param(s, marks=() if s == "post" else pytest.mark.slow) for s in STYLES]
+)
 def test_no_token_sees_padding_and_all_see_each_other(style):
     run = bert_run(style, model={"n_layers": 2})
     model = build(run.model, tiny_layout(run))
@@ -255,6 +257,7 @@ def test_every_layout_trains_as_one_device_does(name, style):
         np.testing.assert_allclose(value, expected_params[path], rtol=0, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained():
     before = named(nnx.state(build(bert_run().model, tiny_layout(bert_run())), nnx.Param))
     after = alone("post")[1]

@@ -57,7 +57,7 @@ def plain(rest, blocks, micros):
 slow = pytest.mark.slow
 CASES = [  # schedule, remat, stages, chunks, layers, microbatches, dp, cp
     pytest.param("gpipe", "none", 2, 1, 4, 5, 2, 1, marks=slow),
-    pytest.param("gpipe", "full", 4, 1, 4, 4, 1, 2),
+    pytest.param("gpipe", "full", 4, 1, 4, 4, 1, 2, marks=slow),
     pytest.param("circular", "none", 2, 3, 6, 4, 1, 1),
     pytest.param("circular", "full", 4, 2, 8, 4, 2, 1, marks=slow),
     pytest.param("1f1b", "none", 2, 1, 2, 2, 1, 4, marks=slow),
@@ -144,7 +144,7 @@ def test_1f1b_holds_activations_of_stages_and_not_of_microbatches():
     assert temporary["gpipe", 32] - temporary["gpipe", 8] > 0.9 * inputs
 
 
-@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("chunks", [pytest.param(1, marks=slow), 2])
 def test_a_tick_sends_one_activation_on_and_one_gradient_back(chunks):
     m = 8
     found = collectives(compiled("1f1b", m, chunks, dp=2).as_text())
@@ -165,7 +165,11 @@ def test_a_tick_sends_one_activation_on_and_one_gradient_back(chunks):
     assert not [c for c in found if c.kind == "all-reduce" and c.looped]
 
 
-@pytest.mark.parametrize("sizes", [{"pp": 2, "fsdp": 2, "tp": 2}, {"dp": 2, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [{"pp": 2, "fsdp": 2, "tp": 2}, pytest.param({"dp": 2, "fsdp": 2}, marks=slow)],
+    ids=str,
+)
 def test_beside_stages_and_accumulation_only_weights_are_gathered(sizes):
     """Within a shard_map XLA would gather the operands of scatters: all tokens of a batch."""
     run = model_run(4, rows=4)

@@ -433,9 +433,16 @@ def long_source(tmp_path_factory) -> tuple[Path, Counts, bytes]:
     return folder / "in.jsonl", counts, (folder / "out_text_document.bin").read_bytes()
 
 
+SLOW = pytest.mark.slow
+STOPS = [
+    pytest.param(how, n, marks=() if (how, n) in (("SIGKILL", "2"), ("SIGTERM", "1")) else SLOW)
+    for how in ("SIGKILL", "SIGTERM", "SIGINT")
+    for n in ("1", "2")
+]
+
+
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("n_workers", ["1", "2"])
+@pytest.mark.parametrize(("how", "n_workers"), STOPS)
 def test_a_stopped_build_goes_on_and_leaves_no_process(how, n_workers, long_source, tmp_path):
     file, counts, tokens = long_source
     words = ["--input", str(file), "--output", str(tmp_path / "out"), "--workers", n_workers]
@@ -465,7 +472,7 @@ def test_a_stopped_build_goes_on_and_leaves_no_process(how, n_workers, long_sour
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("n_workers", ["1", "2"])
+@pytest.mark.parametrize("n_workers", [pytest.param("1", marks=SLOW), "2"])
 def test_a_full_disk_is_one_message_and_with_room_it_goes_on(n_workers, long_source, tmp_path):
     """The limit on a file's size meets a part, or only the joined file."""
     file, counts, tokens = long_source
