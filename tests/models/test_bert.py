@@ -25,7 +25,7 @@ STYLES = {
 LAYOUTS = {
     "dp": {"dp": 8},
     "zero1": {"dp": 4, "zero": 1},
-    "fsdp": {"fsdp": 8},
+    "fsdp": {"fsdp": 4},
     "tp": {"dp": 2, "tp": 4},
     "tp_sp": {"tp": 4, "sequence_parallel": True},
     "fsdp_tp": {"fsdp": 2, "tp": 4},
