@@ -8,13 +8,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mlm_jax
+from mlm_jax.checkpoint import convert, hf_export
 from mlm_jax.checkpoint.hf_config import read_config, write_config
 from mlm_jax.checkpoint.hf_files import open_folder
 from mlm_jax.checkpoint.workdir import load
 from mlm_jax.config import ModelConfig
-from mlm_jax.errors import CheckpointError, ConfigError, DataError
+from mlm_jax.data.tokenizer import load_tokenizer
+from mlm_jax.errors import CheckpointError, ConfigError, DataError, MlmJaxError
 from mlm_jax.inference.engine import generate_ids
 from mlm_jax.inference.sampling import Sampling
 from mlm_jax.layout import Layout
@@ -27,6 +30,7 @@ from tests.checkpoint.makes import (
     logits_of,
     make,
     torch,
+    transformers,
 )
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizer"
@@ -275,3 +279,48 @@ def test_a_converted_model_is_a_workdir(saved, tmp_path):
     assert (out / "model.safetensors").exists()
     assert main(["train", "--config", str(work), "--workdir", str(work)]) == 2
     assert main(["convert", "from-hf", str(folder), "--workdir", str(work)]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_padded_batch_has_the_logits_of_transformers(name, side, saved):
+    folder, reference = saved(name)
+    mask = MASK if side == "right" else MASK[:, ::-1]
+    places = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    with torch.no_grad():
+        expected = reference(
+            torch.tensor(IDS), attention_mask=torch.tensor(mask.copy()).long(),
+            position_ids=torch.tensor(places),
+        ).logits.numpy()  # fmt: skip
+    model = mlm_jax.from_hf(folder)
+    of = {"segments_BT": mask.astype(np.int32), "positions_BT": places.astype(np.int32)}
+    found = np.asarray(jax.jit(lambda model: model(IDS, **of))(model))
+    assert error([found[mask]], [expected[mask]]) < 2e-5
+
+
+def test_a_tokenizer_is_written_as_transformers_reads_it(saved, tmp_path):
+    model = mlm_jax.from_hf(saved("gpt2")[0])
+    model.tokenizer = load_tokenizer(TOKENIZER)
+    mlm_jax.to_hf(model, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "def add(a, b):\n    return a + b  # \u00e9"
+    assert theirs(text)["input_ids"] == model.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("how", ["to_hf", "from_hf"])
+def test_what_fails_midway_leaves_nothing(how, saved, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    model = mlm_jax.from_hf(saved("gpt2")[0])
+    if how == "to_hf":
+        monkeypatch.setattr(hf_export, "write_json", full)
+        with pytest.raises(MlmJaxError, match="out could not be written: No space left"):
+            mlm_jax.to_hf(model, tmp_path / "out")
+    else:
+        monkeypatch.setattr(convert, "write_run", full)
+        params = nnx.state(model, nnx.Param)
+        with pytest.raises(MlmJaxError, match="out could not be written: No space left"):
+            convert.write_converted(tmp_path / "out", model.run, params, None, model.origin)
+    assert not list(tmp_path.iterdir())
