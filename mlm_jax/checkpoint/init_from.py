@@ -67,6 +67,7 @@ def open_source(run: RunConfig, tokenizer: Tokenizer | None) -> Weights:
         )
     there = source.tokenizer()
     if tokenizer and there and not there.same_as(tokenizer):
+        folder = folder / "tokenizer" if isinstance(source, RunFolder) else folder
         raise DataError(
             f"init_from={run.init_from!r} has another tokenizer than the data; tokenize these with"
             f" it: data.tokenizer={str(folder)!r}"

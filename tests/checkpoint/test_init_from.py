@@ -1,21 +1,24 @@
 """A run that begins with the weights of a model that is there."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mlm_jax
 from mlm_jax.checkpoint.convert import write_converted
 from mlm_jax.checkpoint.init_from import open_source
 from mlm_jax.checkpoint.workdir import load
+from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.door import load_config
-from mlm_jax.errors import CheckpointError, ConfigError
+from mlm_jax.errors import CheckpointError, ConfigError, DataError
 from mlm_jax.layout import Layout
 from tests.conftest import named, tiny_run
 
-from flax import nnx  # isort: skip
+TOKENIZER = Path(__file__).parents[1] / "golden" / "data" / "tokenizer"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,23 @@ def test_a_run_begins_with_these_weights(sizes, converted, tmp_path):
     for name in first:
         np.testing.assert_array_equal(first[name], last[name])
     mlm_jax.train(dataclasses.replace(run, init_from=str(tmp_path / "gone")), tmp_path / "new")
+
+
+def test_a_folder_of_hugging_face_serves_too_with_its_own_tokenizer(tmp_path):
+    tokenizer = load_tokenizer(TOKENIZER)
+    run = tiny_run("llama", model={"vocab_size": tokenizer.vocab_size})
+    model = mlm_jax.build(run.model, Layout.create(jax.devices()[:1]), seed=7)
+    model.tokenizer = tokenizer
+    mlm_jax.to_hf(model, tmp_path / "hf")
+    run = dataclasses.replace(run, init_from=str(tmp_path / "hf"))
+    source = open_source(run, tokenizer)
+    found, expected = source.params(run.model, model.layout), nnx.state(model, nnx.Param)
+    for name, weight in named(found).items():
+        np.testing.assert_array_equal(weight, named(expected)[name])
+    with pytest.raises(
+        DataError, match=r"another tokenizer than the data; .*data.tokenizer='.*hf'"
+    ):
+        open_source(run, load_tokenizer("bytes"))
 
 
 def test_another_model_is_refused_with_what_would_agree(converted, tmp_path):
