@@ -43,7 +43,8 @@ def get_config(size: str = "tiny"):
     if same.startswith("v1.1-"):
         m.activation, m.tied = "geglu", False
     else:
-        m.activation, m.logit_scale = "relu", m.d_model**-0.5
+        m.activation = "relu"
+        m.logit_scale = m.get_ref("d_model").to_float() ** -0.5
     cfg.optimizer.warmup_steps = 50
     if size == "tiny":
         m.seq_len, m.target_len = 128, 32
@@ -51,7 +52,7 @@ def get_config(size: str = "tiny"):
         cfg.train.steps, cfg.train.global_batch_size = 600, 16
         cfg.optimizer.lr = 4e-3
         return cfg
-    # Tables have 28 rows more than t5's pieces and places, v1.1's and mT5's a few hundred.
+    # Published tables have a multiple of 128 rows: 32,100 and 250,100 tokens, and empty ones.
     m.vocab_size = 250_112 if size.startswith("mt5-") else 32_128
     m.seq_len, m.target_len = 512, 114  # 568 tokens of text
     m.dtype = "bfloat16"
