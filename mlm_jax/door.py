@@ -176,9 +176,12 @@ def _unknown(key: str) -> str:
 
 
 def _read_spec(spec: str | Path) -> "ConfigDict":
-    if os.path.isdir(spec):
-        return _read_run(Path(spec))
     name, _, arg = str(spec).partition(":")
+    found = os.path.isfile(os.path.join(spec, "config.json")) or (
+        os.path.isdir(spec) and "/" in name
+    )
+    if found and not (shipped_configs() / f"{name}.py").is_file():
+        return _read_run(Path(spec))
     is_file = name.endswith(".py") or "/" in name
     path = Path(name) if is_file else shipped_configs() / f"{name}.py"
     if not os.path.isfile(path):  # which, unlike Path.is_file, takes any text
@@ -218,7 +221,7 @@ def _read_run(folder: Path) -> "ConfigDict":
         model = from_dict(values).model  # which tells what is wrong in it
         for field in dataclasses.fields(model):  # what follows from others, still follows
             if dataclasses.replace(model, **{field.name: field.default}) == model:
-                del values["model"][field.name]
+                values.get("model", {}).pop(field.name, None)
         with cfg.unlocked(), cfg.ignore_type():
             cfg.update(values)
     except FileNotFoundError:

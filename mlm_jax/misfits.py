@@ -118,6 +118,7 @@ FAMILY_NOUNS = {  # which families have a use for a noun that is not for all
     "relative_buckets": ("t5",), "relative_distance": ("t5",),
     "token_types": ("bert",), "mlm_head": ("bert",), "pooler": ("bert",), "order_head": ("bert",),
     "window": ("gpt",), "parallel": ("gpt",), "attention_softcap": ("gpt",),
+    "qk_norm": ("gpt", "bert"),
 }  # fmt: skip
 
 

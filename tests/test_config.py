@@ -351,7 +351,7 @@ def test_a_file_is_found_by_its_path_and_gets_its_argument(tmp_path, monkeypatch
         ("x" * 300, "no config 'xxx"),
         ("\0", "no config "),
         ("gpt2:125m", "KeyError: '125m'; it has 124m, 355m, 774m, 1.5b"),
-        ("llama:8B", "it has tiny, 3-8b, 3-70b, 3.1-405b"),
+        ("llama:8B", "it has tiny, 2-7b, 3-8b, 3.1-8b"),
         ("quickstart:tiny", "takes 0 positional arguments but 1 was given"),
     ],
 )

@@ -99,7 +99,9 @@ LAYOUTS = {  # sizes of the axes, and how many devices there are
 def commands() -> list[str]:
     """Every training that a shipped config's docstring shows."""
     texts = [file.read_text(encoding="utf-8") for file in CONFIGS]
-    return [line for text in texts for line in re.findall(r"^mlm-jax train .*$", text, re.MULTILINE)]
+    return [
+        line for text in texts for line in re.findall(r"^mlm-jax train .*$", text, re.MULTILINE)
+    ]
 
 
 def in_float32(row: dict) -> int:

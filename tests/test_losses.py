@@ -61,6 +61,7 @@ def test_any_number_of_chunks_gives_the_plain_loss_and_its_gradients(style, size
             )
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16_have_the_size_of_those_in_float32():
     norms = []
     for dtype in ("float32", "bfloat16"):

@@ -20,7 +20,7 @@ from tests.conftest import LAYOUTS, named, place, tiny_batch, tiny_layout, tiny_
 STEPS = 3
 SHAPE = {"d_model": 128, "d_mlp": 160, "seq_len": 16, "dtype": "float64"}  # Adafactor factors 128
 WAYS = {"dp_fsdp_tp": LAYOUTS["dp_fsdp_tp"], "dp_tp": {"dp": 4, "tp": 2}}
-FAST = {("muon", "dp_fsdp_tp", 1), ("adafactor", "dp_fsdp_tp", 1)}
+FAST = {("muon", "dp_fsdp_tp", 1)}
 CELLS = [
     pytest.param(*cell, marks=() if cell in FAST else pytest.mark.slow)
     for cell in product(RULES, WAYS, (0, 1))

@@ -28,9 +28,9 @@ def built_aside(folder: Path) -> Iterator[Path]:
 
     Raises MlmJaxError where files cannot be written.
     """
-    aside = folder.with_name(folder.name + ".unfinished")
+    folder = folder.absolute()
+    aside = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
         aside.mkdir(parents=True)
         yield aside
         if folder.exists():

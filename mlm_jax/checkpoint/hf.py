@@ -37,6 +37,11 @@ class HfFolder:
         files = open_folder(self.folder)
         self.table = make.table
         self.source = renamed(files, make.table, make.prefix, make.ignored)
+        for copy, of in make.copies.items():
+            if {copy, of} <= self.source.names and not self.source.repeats(of, copy):
+                raise CheckpointError(f"{self.folder}: {copy} is not {of}, which is both here")
+            if of in self.source.names:
+                self.source = self.source.without(copy)
         self.model = self._model()
         generation = self.folder / "generation_config.json"
         self.origin = {

@@ -30,6 +30,15 @@ FREE = {"attention", "dropout", "dtype", "init_std"}
 def make_of(config: Mapping[str, Any]) -> tuple[str, Make]:
     """The make that a config.json is of. Raises CheckpointError for one that is not known."""
     kind, classes = config.get("model_type"), config.get("architectures") or []
+    if (
+        not isinstance(kind, str | None)
+        or not isinstance(classes, list)
+        or not all(isinstance(name, str) for name in classes)
+    ):
+        raise CheckpointError(
+            f"config.json has model_type={kind!r} and architectures={classes!r}: a name is needed,"
+            " and a list of names"
+        )
     known = {name: kind for kind, make in MAKES.items() for name in make.classes}
     if kind is None and classes and classes[0] in known:
         kind = known[classes[0]]
@@ -102,7 +111,8 @@ def write_config(m: ModelConfig, first: str | None = None) -> tuple[str, dict[st
         losses[kind] = lost(m, kind, config, weights)
         if not losses[kind]:
             return kind, config
-    nearest = min(losses, key=lambda kind: len(losses[kind]))
+    near = [kind for kind in losses if any(line.startswith("model.") for line in losses[kind])]
+    nearest = min(near or losses, key=lambda kind: len(losses[kind]))
     raise CheckpointError(
         "no architecture of Hugging Face known here says all that this model is; the nearest,"
         f" {nearest}, differs in:\n  " + "\n  ".join(losses[nearest])
@@ -120,8 +130,15 @@ def lost(m: ModelConfig, kind: str, config: dict[str, Any], weights: list[str]) 
     return [
         f"model.{key}={here[key]!r}, and there {there.get(key)!r}"
         for key in here
-        if here[key] != there.get(key)
+        if not same(here[key], there.get(key))
     ]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Numbers that were computed in two ways are."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-12)
+    return one == other
 
 
 def canonical(m: ModelConfig) -> dict[str, Any]:

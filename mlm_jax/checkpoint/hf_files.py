@@ -132,10 +132,10 @@ def open_folder(folder: Path) -> SafetensorsFiles | TorchFiles:
         (SINGLE, INDEX, SafetensorsFiles),
         ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchFiles),
     ):
+        if (folder / single).is_file():  # which counts, where both are there
+            return kind(folder, [folder / single])
         if (folder / index).is_file():
             return kind(folder, shards(folder, index))
-        if (folder / single).is_file():
-            return kind(folder, [folder / single])
     raise CheckpointError(
         f"{folder} has no weights: there is no {SINGLE}, {INDEX} or pytorch_model.bin"
     )

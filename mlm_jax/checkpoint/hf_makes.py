@@ -1,7 +1,8 @@
 """Makes of model as Hugging Face has them: config.json to nouns and back, by model_type."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mlm_jax.checkpoint.hf_settings import (
@@ -29,7 +30,7 @@ class Make(NamedTuple):
     """model_type, whose classes end in these names; the first is written.
 
     prefix: of the tensors that a model saved without its head lacks. ignored: a regex of tensors
-    that say nothing: masks, frequencies, and copies of tied tables.
+    that say nothing: masks, frequencies. copies: tensors that repeat another one.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Make(NamedTuple):
     ignored: str
     read: Callable[[Settings], Nouns]
     write: Callable[[ModelConfig], dict[str, Any]]
+    copies: Mapping[str, str] = MappingProxyType({})
 
 
 def read_gpt2(s: Settings) -> Nouns:
@@ -203,7 +205,8 @@ def read_gemma3(s: Settings) -> Nouns:
         s.refuse("sliding_window", s.get("sliding_window", 4096), "it is no window, and the layers"
                  " that have it differ in their rotary base")  # fmt: skip
     base = None if same or not window else local["rotary_base"]
-    return nouns | {"qk_norm": True, "rotary_local_base": base}
+    # transformers knows a soft cap of Gemma 3's scores, and does not apply it.
+    return nouns | {"qk_norm": True, "rotary_local_base": base, "attention_softcap": 0.0}
 
 
 def write_gemma3(m: ModelConfig) -> dict[str, Any]:
@@ -248,7 +251,9 @@ def read_bert(s: Settings) -> Nouns:
         "activation": s.activation("hidden_act", "gelu", ACTIVATIONS),
         "token_types": s.get("type_vocab_size", 2),
         "mlm_head": has("cls.predictions.transform.dense.weight"),
-        "pooler": has("bert.pooler.dense.weight"), "order_head": has("cls.seq_relationship.weight"),
+        "pooler": has("bert.pooler.dense.weight"),
+        "order_head": has("cls.seq_relationship.weight")
+        and has("cls.predictions.transform.dense.weight"),  # no class has the one without the other
     }  # fmt: skip
 
 
@@ -258,7 +263,7 @@ def write_bert(m: ModelConfig) -> dict[str, Any]:
     kind = "ForPreTraining" if m.order_head else "ForMaskedLM" if m.mlm_head else "Model"
     return config | {
         "architectures": [f"Bert{kind}"], "layer_norm_eps": m.norm_eps,
-        "hidden_act": theirs(m.activation, ACTIVATIONS), "type_vocab_size": m.token_types,
+        "hidden_act": theirs(m.activation, ACTIVATIONS), "type_vocab_size": m.token_types or 1,
         "tie_word_embeddings": True, "position_embedding_type": "absolute",
         "hidden_dropout_prob": m.dropout, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
@@ -310,11 +315,13 @@ def read_mt5(s: Settings) -> Nouns:
 FREQUENCIES = r".*rotary_emb\.inv_freq"
 MASKS = r".*\.attn\.(masked_)?bias"
 NEOX = rf".*\.attention\.(masked_)?bias|{FREQUENCIES}"
-COPIES = r".*\.position_ids|cls\.predictions\.decoder\.(weight|bias)"
-SHARED = (
-    r"(en|de)coder\.embed_tokens\.weight"
-    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-)
+PLACES = r".*\.position_ids"
+UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+BERT_COPIES = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+T5_COPIES = {f"{side}coder.embed_tokens.weight": "shared.weight" for side in ("en", "de")}
 
 
 def llamas(name: str, read: Any, write: Any, table: Table = LLAMA, base: str | None = None) -> Make:
@@ -323,7 +330,7 @@ def llamas(name: str, read: Any, write: Any, table: Table = LLAMA, base: str | N
 
 
 def t5s(name: str, read: Any) -> Make:
-    return Make((f"{name}ForConditionalGeneration",), T5, "", SHARED, read, write_t5)
+    return Make((f"{name}ForConditionalGeneration",), T5, "", UNUSED, read, write_t5, T5_COPIES)
 
 
 MAKES = {  # the first that says all that a model is, is what an export makes
@@ -342,8 +349,8 @@ MAKES = {  # the first that says all that a model is, is what an export makes
         write_gpt_neox,
     ),
     "bert": Make(
-        ("BertForPreTraining", "BertForMaskedLM", "BertModel"), BERT, "bert.", COPIES, read_bert,
-        write_bert,
+        ("BertForPreTraining", "BertForMaskedLM", "BertModel"), BERT, "bert.", PLACES, read_bert,
+        write_bert, BERT_COPIES,
     ),
     "t5": t5s("T5", read_t5),
     "mt5": t5s("MT5", read_mt5),

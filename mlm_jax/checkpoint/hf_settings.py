@@ -111,6 +111,8 @@ def read_rotary(
         "rotary_base": new.get("rope_theta", s.given(base_key, base)),
         "rotary_share": new.get("partial_rotary_factor", s.given(share_key, share)),
     }
+    if share == 1 and nouns["rotary_share"] != 1:  # which transformers has no ear for there
+        s.refuse("partial_rotary_factor", nouns["rotary_share"], "only 1 can be built here")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear", "llama3", "yarn"):
         s.refuse("rope_type", kind, "there are default, linear, llama3 and yarn")
@@ -147,11 +149,10 @@ def write_rotary(m: ModelConfig) -> dict[str, Any]:
         yarn = {"beta_slow": m.rope_low, "beta_fast": m.rope_high}
         scaling |= llama3 if m.rope_scaling == "llama3" else yarn
         scaling["original_max_position_embeddings"] = m.rope_original_seq_len
-    share = {} if m.rotary_share == 1 else {"partial_rotary_factor": m.rotary_share}
     return {
         "rope_theta": m.rotary_base,
         "rope_scaling": None if m.rope_scaling == "none" else dict(scaling),
-        "rope_parameters": {**scaling, "rope_theta": m.rotary_base, **share},
+        "rope_parameters": {**scaling, "rope_theta": m.rotary_base},
     }
 
 

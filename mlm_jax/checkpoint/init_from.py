@@ -6,7 +6,7 @@ from typing import Protocol
 from flax import nnx
 
 from mlm_jax.checkpoint.hf import HfFolder
-from mlm_jax.checkpoint.hf_config import canonical
+from mlm_jax.checkpoint.hf_config import canonical, same
 from mlm_jax.checkpoint.hf_files import read_json
 from mlm_jax.checkpoint.manager import Checkpoints
 from mlm_jax.checkpoint.workdir import read_run, saved_tokenizer
@@ -82,7 +82,7 @@ def differences(wanted: ModelConfig, found: ModelConfig) -> list[str]:
     return [
         f"model.{key}={getattr(found, key)!r}, not {getattr(wanted, key)!r}"
         for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key)
+        if not same(here.get(key), there.get(key))
         and key not in free
-        and getattr(found, key) != getattr(wanted, key)  # else another setting decides it
+        and not same(getattr(found, key), getattr(wanted, key))  # else another setting decides it
     ]

@@ -85,7 +85,7 @@ def model_settings(t: Translation) -> None:
     t.problems += [
         f"{t.shown(flag)}: {why}"
         for flag, why in IMPOSSIBLE.items()
-        if t.flags.get(flag) not in (None, False, 0, "0", "")
+        if t.flags.get(flag) not in (None, False, 0, "0", "0.0", "")
     ]
     t.asked.update(IMPOSSIBLE)
     layers, width, heads, length = (
@@ -134,6 +134,7 @@ def _shape_of_blocks(t: Translation, gated: bool) -> None:
     t.set("model.norm_eps", t.number(eps, 1e-5), eps)
     t.set("model.norm_zero_centered", t.on("apply-layernorm-1p"), "apply-layernorm-1p")
     t.set("model.qk_norm", t.on("qk-layernorm"), "qk-layernorm")
+    t.set("model.attention_scale", t.number("softmax-scale"), "softmax-scale")
     if no_bias:
         t.set("model.bias", False, "disable-bias-linear")
         t.set("model.qkv_bias", t.on("add-qkv-bias") or None, "add-qkv-bias")

@@ -2,6 +2,8 @@
 
 IMPOSSIBLE = {  # each makes a model that there is none of here
     "num-experts": "mixtures of experts are not there",
+    "glu-linear-offset": "gates have no offset",
+    "activation-func-clamp-value": "activations are not clamped",
     "multi-latent-attention": "multi-latent attention is not there",
     "mtp-num-layers": "heads that predict several tokens are not there",
     "heterogeneous-layers-config-path": "layers are all alike",

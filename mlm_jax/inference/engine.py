@@ -60,8 +60,9 @@ def generate(
     if temperature is None:
         temperature = 0.8 if beams == 1 else 0.0
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    ids, eod_id, start = [tokenizer.encode(prompt) for prompt in prompts], tokenizer.eod_id, 0
+    ids, eod_id, start = [tokenizer.prompt(prompt) for prompt in prompts], tokenizer.eod_id, 0
     if model.cfg.seq2seq:
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
         marks = marks_of(tokenizer)
         ids, eod_id, start = [[*row, marks.eos] for row in ids], marks.eos, marks.start
     new = generate_ids(

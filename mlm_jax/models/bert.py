@@ -109,11 +109,12 @@ class Dense(nnx.Module):
 
 
 class Transform(Dense):
-    """norm(gelu(dense(h))), of which logits are made; gelu's exact form, whatever blocks have."""
+    """norm(activation(dense(h))), of which logits are made; the activation is that of blocks."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg, residual=cfg.d_model)
         self.norm = NORMS[cfg.norm](cfg, residual=cfg.d_model)
+        self.activation = ACTIVATIONS[cfg.activation]
 
     def __call__(self, h: jax.Array) -> jax.Array:
-        return self.norm(ACTIVATIONS["gelu_exact"](super().__call__(h)))
+        return self.norm(self.activation(super().__call__(h)))

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 import mlm_jax
 from mlm_jax.checkpoint import convert, hf_export
 from mlm_jax.checkpoint.hf_config import read_config, write_config
 from mlm_jax.checkpoint.hf_files import open_folder
+from mlm_jax.checkpoint.hf_makes import MAKES
 from mlm_jax.checkpoint.workdir import load
 from mlm_jax.config import ModelConfig
 from mlm_jax.data.tokenizer import load_tokenizer
@@ -170,6 +172,8 @@ def changed(folder: Path, to: Path, **settings) -> Path:
     ({"architectures": ["LlamaForSequenceClassification"]}, "another head"),
     ({"hidden_size": "gone", "vocab_size": "gone"}, "it has no vocab_size\n  it has no hidden"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu': there are silu"),
+    ({"partial_rotary_factor": 0.5, "rope_parameters": None}, "only 1 can be built here"),
+    ({"architectures": "LlamaForCausalLM"}, "a list of names"),
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
     ({"quantization_config": {}}, "quantization_config={}"),
     ({"intermediate_size": 100}, "has the shape [96, 64], not [100, 64]\n"),
@@ -261,6 +265,31 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="and its disk has"):
         mlm_jax.to_hf(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["t5", pytest.param("bert", marks=pytest.mark.slow)])
+def test_a_copy_that_is_none_is_refused(name, saved, tmp_path):
+    folder = changed(saved(name)[0], tmp_path / "two")
+    tensors = load_file(folder / "model.safetensors")
+    copy, of = next(iter(MAKES[name].copies.items()))
+    save_file(tensors | {copy: tensors[of]}, folder / "model.safetensors")
+    mlm_jax.from_hf(folder)
+    save_file(tensors | {copy: 2 * tensors[of]}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{copy} is not {of}"):
+        mlm_jax.from_hf(folder)
+
+
+@pytest.mark.slow
+def test_a_berts_head_has_the_activation_of_its_blocks(tmp_path):
+    reference = make("bert", tmp_path / "relu", hidden_act="relu")
+    assert error(ours(mlm_jax.from_hf(tmp_path / "relu")), logits_of(reference)) < 2e-5
+
+
+def test_presets_are_what_they_are_called():
+    kinds = {"t5:small": "t5", "t5:base": "t5", "bert:base": "bert", "qwen:3-8b": "qwen3"}
+    kinds |= {"gemma:2-9b": "gemma2", "gemma:3-1b": "gemma3_text", "pythia:160m": "gpt_neox"}
+    for spec, kind in kinds.items():
+        assert write_config(mlm_jax.load_config(spec).model)[0] == kind
 
 
 def test_defaults_of_ours_are_a_gpt2():

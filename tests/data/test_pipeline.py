@@ -273,7 +273,10 @@ def test_pairs_are_trained_behind_their_prompt(tmp_path):
     assert said == f"un {number}<|endoftext|>"
 
 
-@pytest.mark.parametrize("objective", ["chat", "pairs", "fim", "causal"])
+@pytest.mark.parametrize(
+    "objective",
+    ["pairs", "causal", *(pytest.param(o, marks=pytest.mark.slow) for o in ("chat", "fim"))],
+)
 def test_every_objective_has_a_corpus(objective):
     if objective == "pairs":
         pytest.importorskip("django")

@@ -66,7 +66,8 @@ def test_norms_are_those_of_each_layers_weights():
     np.testing.assert_allclose(np.sqrt(squares), metrics["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{}, pytest.param(SPLIT, marks=SLOW)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{}, SPLIT], ids=str)
 def test_activations_are_those_of_the_model_one_layer_after_another(axes):
     run = replace(tiny_run(train={"accumulate": 2, "remat": "full"}), watch=ALL)
     layout = tiny_layout(run)

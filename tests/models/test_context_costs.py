@@ -77,6 +77,7 @@ def test_keys_and_values_go_round_once_forward_and_once_backward(n, packed):
     assert all(math.prod(shape) != B * T // n * 64 for c in outside for shape in c.shapes)  # h
 
 
+@pytest.mark.slow
 def test_gathered_keys_and_values_are_sent_twice_and_their_gradients_scattered():
     layer, outside = sent(cp=4, cp_attention="all_gather", packed=True)
     own, rest = exchanged(layer)
@@ -91,6 +92,7 @@ def test_gathered_keys_and_values_are_sent_twice_and_their_gradients_scattered()
     assert {c.kind for c in outside} == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_the_loss_in_chunks_sends_a_number_a_chunk_and_one_gradient():
     layer, outside = sent(cp=4, chunks=2)
     in_loss = [c for c in layer if "jvp(head)" in c.op_name]
@@ -99,9 +101,8 @@ def test_the_loss_in_chunks_sends_a_number_a_chunk_and_one_gradient():
     assert len(tables) == 2  # gradients of the embedding and of the head, once a step
 
 
-@pytest.mark.parametrize(
-    "sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True], ids=["tp", "tp_sp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["tp", "tp_sp"])
 def test_beside_the_ring_tensor_parallelism_sends_what_it_always_does(sequence_parallel):
     layer, _ = sent(cp=2, tp=2, sequence_parallel=sequence_parallel)
     ring, rest = exchanged(layer)

@@ -58,10 +58,10 @@ slow = pytest.mark.slow
 CASES = [  # schedule, remat, stages, chunks, layers, microbatches, dp, cp
     pytest.param("gpipe", "none", 2, 1, 4, 5, 2, 1, marks=slow),
     pytest.param("gpipe", "full", 4, 1, 4, 4, 1, 2, marks=slow),
-    pytest.param("circular", "none", 2, 3, 6, 4, 1, 1),
+    pytest.param("circular", "none", 2, 3, 6, 4, 1, 1, marks=slow),
     pytest.param("circular", "full", 4, 2, 8, 4, 2, 1, marks=slow),
     pytest.param("1f1b", "none", 2, 1, 2, 2, 1, 4, marks=slow),
-    pytest.param("1f1b", "none", 4, 1, 8, 7, 2, 1),
+    pytest.param("1f1b", "none", 4, 1, 8, 7, 2, 1, marks=slow),
     pytest.param("1f1b", "none", 8, 1, 8, 9, 1, 1, marks=slow),
     pytest.param("1f1b", "none", 2, 2, 4, 6, 2, 2, marks=pytest.mark.smoke),
     pytest.param("1f1b", "none", 4, 3, 12, 8, 1, 1, marks=slow),
@@ -185,9 +185,10 @@ def test_beside_stages_and_accumulation_only_weights_are_gathered(sizes):
     assert (T_MODEL, 64) in weights  # learned positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
-    [pytest.param({"pp": 2, "cp": 2}, marks=slow), {"pp": 2, "dp": 2, "chunks": 2}],
+    [{"pp": 2, "cp": 2}, {"pp": 2, "dp": 2, "chunks": 2}],
     ids=str,
 )
 def test_in_bfloat16_stages_are_as_exact_as_one_device(sizes):

@@ -38,6 +38,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of this text and nothing else: no BOS, no EOD."""
 
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue: with a BOS, where this adds one."""
+        return self.encode(text)
+
     @abc.abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As encode, for many texts, each an int32 array: on RAYON_NUM_THREADS, else all cores."""

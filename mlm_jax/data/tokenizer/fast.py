@@ -34,6 +34,9 @@ class FastTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def prompt(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=True).ids
+
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self._encode_many(texts)
 
