@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from mlm_jax.data.tokenizer import load_tokenizer
 from mlm_jax.data.tokenizer.fast import FastTokenizer
@@ -73,7 +73,7 @@ def test_padding_truncation_and_templates_of_a_file_are_off(golden, folder):
     damaged.enable_truncation(3)
     damaged.enable_padding(length=16, pad_token="<|endoftext|>")
     template = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", 0)]}
-    damaged.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    damaged.post_processor = processors.TemplateProcessing(**template)
     damaged.save(str(folder / "tokenizer.json"))
     loaded = load_tokenizer(folder)
     assert loaded.encode(TEXTS[0]) == golden.encode(TEXTS[0])
@@ -447,3 +447,17 @@ def test_what_is_not_there_is_refused(folder):
     (folder / "vocab.json").unlink()
     with pytest.raises(DataError, match=r"merges\.txt: .* vocab\.json is not beside it"):
         load_tokenizer(folder / "merges.txt")
+
+
+def test_a_prompt_begins_with_what_the_tokenizer_puts_before_it():
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({"<s>": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer = FastTokenizer(backend)
+    assert tokenizer.encode("a b") == [2, 3]
+    assert tokenizer.prompt("a b") == [0, 2, 3]
