@@ -105,7 +105,7 @@ def done(*words: object) -> int:
         ("train --config= --workdir run", "no config ''"),
         ("train --config gpt22 --workdir run", "did you mean gpt2?"),
         ("generate --workdir run", "required: --prompt"),
-        ("generate --prompt x", "required: --workdir"),
+        ("generate --prompt x", "--workdir --hf is required"),
         ("explain", "required: --config"),
         ("data", "required: action"),
         ("data bild", "invalid choice: 'bild'"),
@@ -711,7 +711,7 @@ def test_the_module_is_the_command(here):
     command = [sys.executable, "-m", "mlm_jax", "explain", "--config", "gpt22"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: chat, ")
+    assert ended.stderr.startswith("mlm-jax: no config 'gpt22'; did you mean gpt2? shipped: bert, ")
     assert ended.stderr.count("\n") == 1
     version = [sys.executable, "-m", "mlm_jax", "--version"]
     assert subprocess.run(version, capture_output=True, check=True).stdout == b"mlm-jax 0.1.0\n"

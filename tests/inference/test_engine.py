@@ -105,9 +105,11 @@ def test_the_end_of_a_document_ends_a_row_and_only_that():
 
 def test_a_text_ends_before_its_first_stop_string():
     model = tiny_model("gpt2")
+    encode = lambda text: [int(word) for word in text.split()]  # noqa: E731
     model.tokenizer = SimpleNamespace(
         eod_id=None,
-        encode=lambda text: [int(word) for word in text.split()],
+        encode=encode,
+        prompt=encode,
         decode=lambda ids: " ".join(map(str, ids)),
     )
     [free] = generate(model, ["1 2 3"], max_tokens=20, temperature=0)
