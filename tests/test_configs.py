@@ -91,7 +91,16 @@ LAYOUTS = {  # sizes of the axes, and how many devices there are
     "pythia:1.4b": ({"fsdp": 8}, 8),
     "pythia:6.9b": ({"fsdp": 8, "tp": 8}, 64),
     "quickstart": ({"preset": "fsdp_tp"}, 8),
+    "t5:tiny": ({"preset": "fsdp_tp"}, 8),
+    "t5:small": ({"dp": 8}, 8),
+    "t5:base": ({"dp": 8}, 8),
     "t5:large": ({"fsdp": 8}, 8),
+    "t5:3b": ({"fsdp": 8}, 8),
+    "t5:11b": ({"fsdp": 8, "tp": 8}, 64),
+    "t5:v1.1-small": ({"dp": 8}, 8),
+    "t5:v1.1-base": ({"dp": 8}, 8),
+    "t5:v1.1-large": ({"fsdp": 8}, 8),
+    "t5:v1.1-xxl": ({"fsdp": 8, "tp": 8}, 64),
     "t5:v1.1-xl": ({"fsdp": 4, "tp": 2}, 8),
 }
 
@@ -206,8 +215,8 @@ def test_every_preset_fits_a_sensible_layout(spec):
 
 def test_every_family_says_how_to_start():
     shown = {re.findall(r"--config (\S+)", line)[0] for line in commands()}
-    wanted = {spec for spec in LAYOUTS if not spec.startswith("gpt2:")}
-    assert shown >= wanted | {"gpt2:124m", "gpt2:1.2b"}
+    wanted = {spec for spec in LAYOUTS if not spec.startswith(("gpt2:", "t5:"))}
+    assert shown >= wanted | {"gpt2:124m", "gpt2:1.2b", "t5:tiny", "t5:large", "t5:v1.1-xl"}
 
 
 @pytest.mark.parametrize("line", commands())
