@@ -28,6 +28,7 @@ class View(NamedTuple):
     their rows, by which dropout draws: positions begin again with a document. types int32 [B, T]:
     kinds of token (model.token_types), or None. local_angles: of layers with a window, where those
     have their own, or None. bias [1 or B, N, T, S]: added to scores, or None.
+    memory: what an encoder has read (models.t5), or None.
     """
 
     positions_BT: jax.Array
@@ -37,6 +38,7 @@ class View(NamedTuple):
     types_BT: jax.Array | None = None
     local_angles_BTh: jax.Array | None = None
     bias_BNTS: jax.Array | None = None
+    memory: Any = None
 
     @classmethod
     def of(

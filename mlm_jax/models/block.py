@@ -65,12 +65,19 @@ class Block(nnx.Module):
             h_BTD, before_BTD = read(x_BTD, self.attention_norm), x_BTD
             y_BTD, cache = self.attention(h_BTD, view, cache, layer)
             x_BTD = add(x_BTD, y_BTD, "attention", (self.attention_norm, self.attention_out_norm))
+        x_BTD = self.between(x_BTD, view, layer, read, add)
         with jax.named_scope("mlp"):
             if self.mlp_norm is not None:
                 h_BTD = read(before_BTD if self.cfg.parallel else x_BTD, self.mlp_norm)
             x_BTD = add(x_BTD, self.mlp(h_BTD), "mlp", (self.mlp_norm, self.mlp_out_norm))
         see(seen, "blocks", x_BTD)
         return x_BTD, cache
+
+    def between(
+        self, x_BTD: jax.Array, view: View, layer: jax.Array, read: Any, add: Any
+    ) -> jax.Array:
+        """What stands between the halves: nothing. `read` and `add` are those of the block."""
+        return x_BTD
 
 
 def run_blocks(

@@ -42,13 +42,6 @@ class Memory(NamedTuple):
         return self._replace(kept=self.kept.split())
 
 
-class Sources(NamedTuple):
-    """What a decoder block's tokens see: each other, and an encoder's."""
-
-    view: View
-    memory: Memory
-
-
 class Encoder(nnx.Module):
     """Blocks that see a whole text, and a last norm.
 
@@ -69,34 +62,15 @@ class DecoderBlock(Block):
         self.cross_norm = NORMS[cfg.norm](cfg, residual=cfg.d_model)
         self.cross = CrossAttention(cfg, layout)
 
-    def __call__(
-        self, x_BTD: jax.Array, sources: Any, keys_B: jax.Array | None, cache: Cache | None,
-        layer: jax.Array, seen: Seen | None = None,
-    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
-        view, memory = sources
-
-        def read(x_BTD: jax.Array, norm: Any) -> jax.Array:
-            return gathered(norm(x_BTD), self.layout)
-
-        def add(x_BTD: jax.Array, y_BTD: jax.Array, site: str) -> jax.Array:
-            see(seen, f"blocks.{site}", y_BTD)
-            y_BTD = dropout(y_BTD, self.cfg.dropout, keys_B, view.places_T, layer, site)
-            scale = self.cfg.residual_scale
-            return x_BTD + (y_BTD if scale == 1 else scale * y_BTD)
-
-        with jax.named_scope("attention"):
-            h_BTD = read(x_BTD, self.attention_norm)
-            y_BTD, cache = self.attention(h_BTD, view, cache, layer)
-            x_BTD = add(x_BTD, y_BTD, "attention")
+    def between(
+        self, x_BTD: jax.Array, view: View, layer: jax.Array, read: Any, add: Any
+    ) -> jax.Array:
+        memory = view.memory
         with jax.named_scope("cross"):
             kept = memory.kept
             k, v = self.cross.keys(memory.states_BSD) if kept is None else kept.read(layer)
-            h_BTD = read(x_BTD, self.cross_norm)
-            x_BTD = add(x_BTD, self.cross.look(h_BTD, k, v, memory.segments_BS), "cross")
-        with jax.named_scope("mlp"):
-            x_BTD = add(x_BTD, self.mlp(read(x_BTD, self.mlp_norm)), "mlp")
-        see(seen, "blocks", x_BTD)
-        return x_BTD, cache
+            y_BTD = self.cross.look(read(x_BTD, self.cross_norm), k, v, memory.segments_BS)
+            return add(x_BTD, y_BTD, "cross", (self.cross_norm, None))
 
 
 class Decoder(nnx.Module):
@@ -151,11 +125,11 @@ class T5(nnx.Module):
         bias_1NTS = self._bias(
             relative_bias(self.decoder.distances[...], cfg, T, T, bidirectional=False)
         )
-        view = view_of(targets_BT)._replace(bias_BNTS=bias_1NTS)
+        view = view_of(targets_BT)._replace(bias_BNTS=bias_1NTS, memory=memory)
         x_BTD = self._embed(targets_BT, view, rngs, cfg.n_layers)
         here: Seen | None = None if seen is None else {}
         x_BTD, _ = run_blocks(
-            self.decoder.blocks, x_BTD, Sources(view, memory), rngs, None, self.remat, here,  # type: ignore
+            self.decoder.blocks, x_BTD, view, rngs, None, self.remat, here,
             first=cfg.n_layers,  # by which dropout draws
         )  # fmt: skip
         named(seen, "decoder", here)
@@ -223,13 +197,13 @@ class T5(nnx.Module):
         view = View(positions_BT, None, None, jnp.arange(tokens_BT.shape[1]), bias_BNTS=bias_BNTS)
         x_BTD = self._embed(tokens_BT, view, None, 0)
         if apart is None:
-            sources: Any = Sources(view, memory)
-            x_BTD, cache = run_blocks(self.decoder.blocks, x_BTD, sources, None, cache, "none")
+            view = view._replace(memory=memory)
+            x_BTD, cache = run_blocks(self.decoder.blocks, x_BTD, view, None, cache, "none")
         else:
             written = []
             for n, (block, own, kept) in enumerate(zip(apart, cache, memory.kept, strict=True)):
-                sources = Sources(view, memory._replace(kept=kept))
-                x_BTD, own = block(x_BTD, sources, None, own, jnp.int32(n))
+                here = view._replace(memory=memory._replace(kept=kept))
+                x_BTD, own = block(x_BTD, here, None, own, jnp.int32(n))
                 written.append(own)
             cache = tuple(written)
         return self._normed(self.decoder.norm, x_BTD), cache
